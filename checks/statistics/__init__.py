@@ -1,0 +1,1 @@
+"""Tensors in, numbers out: pure functions without files, pytest or global state."""

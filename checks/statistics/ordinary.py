@@ -1,0 +1,203 @@
+"""Which tensors could any model have? Judged by content alone, since names can lie."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+# Least information, in bits, that can tell two models apart.
+MINIMUM_BITS = 64.0
+# Share of zeros from which a non-negative tensor is a filter bank or a one-hot table.
+SPARSE_SHARE = 0.9
+# Shortest line that can be said to follow a recurrence.
+SHORTEST_LINE = 8
+# Residual of the recurrence in all lines together, relative to what it explains. Noise has about 1, tables below 0.03.
+RECURRENCE_RESIDUAL = 0.1
+
+_BLOCK = 1 << 20
+_SAMPLE = 1 << 16
+_SAMPLE_LINES = 4
+_SAMPLE_LENGTH = 4096
+_FLOAT32_ROUNDOFF = 2.0**-24
+
+
+def ordinary_reason(tensor: Tensor) -> str | None:
+    """Why could any model hold this tensor, whatever it was trained on? A short reason, or None if it could not.
+
+    `tensor`: any shape and dtype; packed floats are read as bytes. Ordinary are, in the order of the tests:
+
+    - empty, boolean, all NaN, constant, or of two distinct values (masks);
+    - of fewer than 64 bits: n elements x empirical entropy of the values (or of its integer codes, as they are);
+    - vectors (size-1 axes ignored) that never fall or never rise: rotary inverse frequencies, positions, slopes;
+    - non-negative with at least 90 % zeros: filter banks, one-hot tables;
+    - every line along some axis, of at least 8 elements, follows x[t+1] + x[t-1] = c·x[t] + k with c and k of its own:
+      sequences that are constant, linear or geometric, sinusoids (position tables, rotary caches, DFT and DCT bases,
+      Hann windows). c and k are the least-squares fit. Two conditions: in every line the residual is within what
+      rounding to the dtype and a float32 angle leave; in all lines together its rms is at most 0.1 of the rms of the
+      centred left side (so that a norm vector near 1, whose whole spread is a few roundings, is not taken for smooth).
+
+    The first elements and lines are tried first, but they can only end the search: whatever is called ordinary was read
+    in full. NaN counts as one more value; non-finite values exclude the last three tests. Known misses: tables with a
+    zeroed padding row, 2-D position grids flattened to one axis, tables whose angles were computed below float32.
+    Source: design.md, `identity.sha256` (tensors that any model could have are listed and do not count).
+    """
+    tensor = _readable(tensor.detach())
+    if tensor.numel() == 0:
+        return "empty"
+    if tensor.dtype == torch.bool:
+        return "boolean"
+    flat = tensor.reshape(-1)
+    sample = flat[:_SAMPLE]
+    if _few_values(sample):
+        reason = _few_values(flat)
+        if reason:
+            return reason
+    if not _has_information(flat[:1024]) and not _has_information(flat):
+        return f"fewer than {MINIMUM_BITS:.0f} bits of information"
+    if not bool(sample.isfinite().all()):
+        return None
+    if _monotone_shape(tensor) and _is_monotone(sample) and bool(flat.isfinite().all()) and _is_monotone(flat):
+        return "monotone vector"
+    if bool((sample >= 0).all()) and _is_sparse(flat):
+        return f"non-negative with at least {SPARSE_SHARE:.0%} zeros"
+    for axis in range(tensor.dim()):
+        if tensor.shape[axis] >= SHORTEST_LINE and _follows_recurrence(tensor, axis):
+            return f"every line along axis {axis} is a sinusoidal, geometric or linear sequence"
+    return None
+
+
+def _readable(tensor: Tensor) -> Tensor:
+    """The same values in a dtype that comparisons support."""
+    if tensor.is_complex():
+        return torch.view_as_real(tensor.resolve_conj())
+    if tensor.dtype == torch.float4_e2m1fn_x2:
+        return tensor.view(torch.uint8)
+    if tensor.dtype.is_floating_point and tensor.element_size() == 1:
+        return tensor.float()
+    if tensor.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        return tensor.to(torch.int64)
+    return tensor
+
+
+def _pieces(flat: Tensor, size: int = _BLOCK) -> Iterator[Tensor]:
+    for start in range(0, flat.shape[0], size):
+        yield flat[start : start + size]
+
+
+def _few_values(flat: Tensor) -> str | None:
+    """Reason if there are at most two distinct values, counting NaN as one."""
+    nan = flat.isnan()
+    missing = bool(nan.any())
+    numbers = flat[~nan] if missing else flat
+    if numbers.numel() == 0:
+        return "all NaN"
+    low, high = numbers.aminmax()
+    if bool(low == high):
+        return "only two distinct values" if missing else "constant"
+    if not missing and all(bool(((piece == low) | (piece == high)).all()) for piece in _pieces(numbers)):
+        return "only two distinct values"
+    return None
+
+
+def _has_information(flat: Tensor) -> bool:
+    """Is n x entropy at least 64 bits?
+
+    Entropy is concave, so the bits of some pieces alone are a lower bound: reading stops when they suffice.
+    """
+    counts: dict[float, float] = {}
+    bits = 0.0
+    for piece in _pieces(flat, _SAMPLE):
+        low, high = piece.aminmax()
+        if bool(low == high):
+            counts[low.item()] = counts.get(low.item(), 0.0) + piece.numel()
+            continue
+        if piece.dtype.is_floating_point:
+            piece = torch.where(piece.isnan(), math.inf, piece)  # all NaN are one value
+        values, times = torch.unique(piece, return_counts=True)
+        times = times.double()
+        bits += float((times * (piece.numel() / times).log2()).sum())
+        if bits >= MINIMUM_BITS:
+            return True
+        for value, count in zip(values.tolist(), times.tolist(), strict=True):
+            counts[value] = counts.get(value, 0.0) + count
+    n = flat.numel()
+    return math.fsum(count * math.log2(n / count) for count in counts.values()) >= MINIMUM_BITS
+
+
+def _monotone_shape(tensor: Tensor) -> bool:
+    return max(tensor.shape) == tensor.numel()
+
+
+def _is_monotone(flat: Tensor) -> bool:
+    left, right = flat[:-1], flat[1:]
+    return bool((left <= right).all()) or bool((left >= right).all())
+
+
+def _is_sparse(flat: Tensor) -> bool:
+    zeros = torch.zeros((), dtype=torch.int64, device=flat.device)
+    negative = torch.zeros((), dtype=torch.bool, device=flat.device)
+    for piece in _pieces(flat):
+        zeros += (piece == 0).sum()
+        negative |= ~(piece >= 0).all()  # NaN is not >= 0 either
+    return not bool(negative) and int(zeros) >= SPARSE_SHARE * flat.numel()
+
+
+def _unit_roundoff(tensor: Tensor) -> tuple[float, float]:
+    """Relative rounding of the narrowest dtype that holds all values, and half its smallest step."""
+    if not tensor.dtype.is_floating_point:
+        return _FLOAT32_ROUNDOFF, 0.0
+    for narrow in (torch.bfloat16, torch.float16, torch.float32):
+        if tensor.dtype == narrow or bool((tensor.to(narrow).to(tensor.dtype) == tensor).all()):
+            info = torch.finfo(narrow)
+            return info.eps / 2, info.smallest_normal * info.eps / 2
+    info = torch.finfo(torch.float64)
+    return info.eps / 2, info.smallest_normal * info.eps / 2
+
+
+def _follows_recurrence(tensor: Tensor, axis: int) -> bool:
+    length = tensor.shape[axis]
+    lines = tensor.movedim(axis, -1)
+    corner = [slice(_SAMPLE_LINES)] * (tensor.dim() - 1) + [slice(_SAMPLE_LENGTH)]
+    sample = lines[tuple(corner)].reshape(-1, min(length, _SAMPLE_LENGTH))
+    amplitude = float(torch.stack(tensor.aminmax()).double().abs().max())
+    if not math.isfinite(amplitude):
+        return False
+    # The angles ωt, ω ≤ π, of a table are rounded to float32 before the sine; the error grows with the position.
+    angle = 8 * _FLOAT32_ROUNDOFF * length * amplitude
+    within, _, _ = _fit(sample, *_unit_roundoff(sample), angle)
+    if not bool(within):
+        return False
+
+    lines = tensor.movedim(axis, -1).reshape(-1, length)
+    roundoff, step = _unit_roundoff(tensor)
+    residual = torch.zeros((), dtype=torch.float64, device=tensor.device)
+    variation = residual.clone()
+    for group in _pieces(lines, max(1, _BLOCK // length)):
+        within, squares, total = _fit(group, roundoff, step, angle)
+        if not bool(within):
+            return False
+        residual += squares
+        variation += total
+    return bool(residual <= RECURRENCE_RESIDUAL**2 * variation)
+
+
+def _fit(lines: Tensor, roundoff: float, step: float, angle: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Is the residual of every line within rounding? And its squares, and those of the centred left side, summed.
+
+    A residual is the sum of two roundings and of c ≤ 2 times a third, each at most roundoff·|x|.
+    """
+    x = lines.double()
+    left, middle, right = x[:, :-2], x[:, 1:-1], x[:, 2:]
+    scale = (left.square() + 4 * middle.square() + right.square()).mean(1).sqrt()
+    y = left + right
+    y = y - y.mean(1, keepdim=True)
+    middle = middle - middle.mean(1, keepdim=True)
+    square = middle.square().sum(1, keepdim=True)
+    slope = torch.where(square > 0, (middle * y).sum(1, keepdim=True) / square, 0.0)
+    residual = (y - slope * middle).square().sum(1)
+    tolerance = 2 * (roundoff * scale + 2.5 * step) + angle
+    within = (residual <= tolerance.square() * y.shape[1]).all()
+    return within, residual.sum(), y.square().sum()

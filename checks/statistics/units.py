@@ -1,0 +1,199 @@
+"""Exact index test: do the same-numbered hidden units of two layers resemble each other? (T1a of methods.md, 3.1)"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Columns of the concatenated views that are held in float64 at a time, per model and per side of a product.
+COLUMN_BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class UnitTest:
+    """Result of `unit_permutation_test`.
+
+    `z`: standard score of Σ(A∘B) over all permutations of the units; None if the permutations do not vary it.
+    `effect`: Σ(A∘B) / (‖A‖‖B‖) in [-1, 1], the mean centred cosine of same-numbered units; None as z.
+    `scale`: z / effect = ‖A‖‖B‖ / sd of Σ(A∘B), the power of the test; known also where the effect is 0; None as z.
+    `units`: h. `reason`: why there is no z, else None.
+    """
+
+    z: float | None
+    effect: float | None
+    scale: float | None
+    units: int
+    reason: str | None = None
+
+
+def unit_permutation_test(views_a: Sequence[Tensor], views_b: Sequence[Tensor]) -> UnitTest:
+    """Do hidden units of the same number resemble each other more than units of different numbers?
+
+    `views_a`, `views_b`: for each model the same number of floating-point matrices [h, d_i] with the h hidden units as
+    rows: up [h, d], gate [h, d] and down transposed [h, d]. Rows are scaled to norm 1 within each view (zero rows stay
+    zero), the views are concatenated along the columns to A and B [h, D], and every column is centred over the units.
+
+        z = Σ(A∘B) / sqrt(⟨AᵀA, BᵀB⟩ / (h - 1))
+
+    Null hypothesis: independent training. Initialisation is exchangeable over hidden units, and SGD, Adam and Muon are
+    equivariant under their permutation, so every permutation of the units of one model is equally likely whatever the
+    data (Zhu et al., Independence Tests for Language Models, ICML 2025, arXiv 2502.12292, theorem 1). Mean 0 and the
+    variance above are exact over all h! permutations (Hoeffding 1951, A combinatorial central limit theorem, theorem
+    2); the normal tail is an approximation, so ask for a minimum effect as well.
+
+    Two-sided: flipping the signs of the up and down rows of a unit together leaves the function unchanged, and makes z
+    negative where all are flipped and up and down outweigh gate.
+    Known false positives: whatever breaks exchangeability: structured initialisation, learning rates that depend on the
+    position of a unit, and a shared seed, so a large |z| means "inherited or same initial weights".
+    Blind to: a permutation of the units (that is the null hypothesis), other unit counts.
+
+    Float64, O(h·D²) operations; blocks of the D x D Gram matrices are formed, the h x h matrix never. The device is
+    read twice. Raises TypeError for other than floating-point views; ValueError for no views, differing numbers of
+    views, units or columns, views that are not matrices, non-finite values, and values whose squares overflow float64.
+    """
+    units, widths = _check_shapes(views_a, views_b)
+    if units < 2:
+        return UnitTest(None, None, None, units, f"{units} hidden units cannot be permuted")
+    a = _ViewBlocks(views_a)
+    b = _ViewBlocks(views_b)
+    _check_finite(a, b)
+
+    blocks = [(index, start) for index, width in enumerate(widths) for start in range(0, width, COLUMN_BLOCK)]
+    zero = torch.zeros((), dtype=torch.float64, device=views_a[0].device)
+    dot, square_a, square_b, gram = zero.clone(), zero.clone(), zero.clone(), zero.clone()
+    for number, position in enumerate(blocks):
+        a_left, b_left = a.block(*position), b.block(*position)
+        dot += (a_left * b_left).sum()
+        square_a += (a_left * a_left).sum()
+        square_b += (b_left * b_left).sum()
+        gram += ((a_left.T @ a_left) * (b_left.T @ b_left)).sum()
+        for other in blocks[number + 1 :]:
+            a_right, b_right = a.block(*other), b.block(*other)
+            gram += 2 * ((a_left.T @ a_right) * (b_left.T @ b_right)).sum()
+    dot_sum, norm_a, norm_b, gram_sum = torch.stack([dot, square_a, square_b, gram]).tolist()
+
+    # Rows have norm 1 in every view, so rounding leaves far less than this of a constant matrix.
+    rounding = 1e-24 * units * len(widths)
+    for name, square in (("a", norm_a), ("b", norm_b)):
+        if square <= rounding:
+            return UnitTest(None, None, None, units, f"all units of {name} are equal")
+    norms = math.sqrt(norm_a) * math.sqrt(norm_b)
+    if gram_sum <= 1e-12 * norms * norms:
+        return UnitTest(None, None, None, units, "the units of a and b vary in different columns")
+    sigma = math.sqrt(gram_sum / (units - 1))
+    effect = max(-1.0, min(1.0, dot_sum / norms))
+    return UnitTest(dot_sum / sigma, effect, norms / sigma, units)
+
+
+def stouffer(zs: Iterable[float | None]) -> float | None:
+    """Joint standard score Σz/√L of L independent tests; None entries are skipped, and None if nothing is left.
+
+    Layers permute independently, so their z of `unit_permutation_test` are independent under the null hypothesis.
+    Source: Stouffer et al. 1949, The American Soldier, vol. 1, p. 45. Raises ValueError for NaN.
+    """
+    scores = [z for z in zs if z is not None]
+    if any(math.isnan(z) for z in scores):
+        raise ValueError("a standard score is NaN")
+    return math.fsum(scores) / math.sqrt(len(scores)) if scores else None
+
+
+def two_sided_log_p(z: float) -> float:
+    """Natural logarithm of P(|Z| ≥ |z|) for standard normal Z: ln 2 + ln Φ(-|z|).
+
+    `torch.special.log_ndtr` in float64 keeps full relative precision where the p-value itself underflows (z = 500 gives
+    -125006.44). Raises ValueError for NaN.
+    """
+    if math.isnan(z):
+        raise ValueError("a standard score is NaN")
+    log_tail = float(torch.special.log_ndtr(torch.tensor(-abs(z), dtype=torch.float64)))
+    return min(0.0, math.log(2) + log_tail)
+
+
+def critical_z(alpha: float, tests: int) -> float:
+    """Two-sided critical |z| of each of `tests` tests at joint level `alpha`, after Bonferroni.
+
+    Φ⁻¹(1 - alpha/(2·tests)) of the standard normal distribution, by `torch.special.ndtri` of the lower tail in float64.
+
+    Raises ValueError unless 0 < alpha < 1 and tests ≥ 1.
+    """
+    if not 0 < alpha < 1 or tests < 1:
+        raise ValueError(f"need 0 < alpha < 1 and tests >= 1, not alpha = {alpha} and tests = {tests}")
+    return -float(torch.special.ndtri(torch.tensor(alpha / (2 * tests), dtype=torch.float64)))
+
+
+@dataclass(frozen=True)
+class CombinedUnitTest:
+    """The unit permutation tests of a model's MLPs as one test.
+
+    `z`: Stouffer's joint score. `log_p`: natural logarithm of its two-sided p-value. `effect`: mean of the effects,
+    weighted by their scales, so that z = effect · Σ scale / √tests. `tests`: how many tests had a z.
+    """
+
+    z: float
+    log_p: float
+    effect: float
+    tests: int
+    total_scale: float
+
+    def detectable_effect(self, critical_z: float) -> float:
+        """Smallest effect that, present in every MLP, takes the joint score to `critical_z`; above 1 there is no power."""
+        return critical_z * math.sqrt(self.tests) / self.total_scale
+
+
+def combine(tests: Iterable[UnitTest]) -> CombinedUnitTest | None:
+    """Combine the tests of all layers (and experts) of a pair; None when none of them has a z.
+
+    Source: Stouffer et al. 1949, as in `stouffer`.
+    """
+    defined = [test for test in tests if test.z is not None]
+    z = stouffer(test.z for test in defined)
+    if z is None:
+        return None
+    scales = [test.scale or 0.0 for test in defined]
+    effects = [test.effect or 0.0 for test in defined]
+    total = math.fsum(scales)
+    effect = math.fsum(scale * one for scale, one in zip(scales, effects, strict=True)) / total
+    return CombinedUnitTest(z, two_sided_log_p(z), effect, len(defined), total)
+
+
+class _ViewBlocks:
+    """Column blocks of the concatenated, row-normalised and centred views, built in float64 when they are asked for."""
+
+    def __init__(self, views: Sequence[Tensor]) -> None:
+        self.views = [view.detach() for view in views]
+        self.squares = [
+            torch.stack([x.double().square().sum(1) for x in torch.split(view, COLUMN_BLOCK, 1)]).sum(0)
+            for view in self.views
+        ]
+        self.inverse_norms = [torch.where(square > 0, square.rsqrt(), 0.0)[:, None] for square in self.squares]
+
+    def block(self, index: int, start: int) -> Tensor:
+        rows = self.views[index][:, start : start + COLUMN_BLOCK].double() * self.inverse_norms[index]
+        return rows - rows.mean(0)
+
+
+def _check_shapes(views_a: Sequence[Tensor], views_b: Sequence[Tensor]) -> tuple[int, list[int]]:
+    """Number of units and width of each view."""
+    if not views_a or len(views_a) != len(views_b):
+        raise ValueError(f"need the same views of both models, got {len(views_a)} and {len(views_b)}")
+    for index, (a, b) in enumerate(zip(views_a, views_b, strict=True)):
+        if not a.dtype.is_floating_point or not b.dtype.is_floating_point:
+            raise TypeError(f"view {index} is {a.dtype} and {b.dtype}; dequantise first")
+        if a.dim() != 2 or a.shape != b.shape or a.shape[0] != views_a[0].shape[0] or a.shape[1] == 0:
+            raise ValueError(
+                f"view {index} has shapes {tuple(a.shape)} and {tuple(b.shape)}; need equal matrices [units, columns] "
+                f"with {views_a[0].shape[0] if views_a[0].dim() else 0} units and at least one column"
+            )
+    return views_a[0].shape[0], [view.shape[1] for view in views_a]
+
+
+def _check_finite(a: _ViewBlocks, b: _ViewBlocks) -> None:
+    flags = torch.stack([square.isfinite().all() for square in a.squares + b.squares]).tolist()
+    for number, finite in enumerate(flags):
+        if not finite:
+            index, name = number % len(a.squares), "a" if number < len(a.squares) else "b"
+            raise ValueError(f"view {index} of {name} holds non-finite values (or too large to square in float64)")
