@@ -1,0 +1,88 @@
+"""Stated, configured and stored sizes of one model, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from checks.catalog.architecture import Architecture
+from checks.catalog.parameters import UncountableError, count
+from checks.checkpoint.candidate import Candidate
+from checks.checkpoint.checkpoint import Checkpoint
+from checks.checkpoint.errors import CheckpointUnavailable
+
+
+@dataclass(frozen=True)
+class DeclaredSizes:
+    """Relative differences between sizes that should agree, by what was compared; and what could not be compared."""
+
+    differences: Mapping[str, float]
+    missing: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def declared_differences(candidate: Candidate) -> DeclaredSizes:
+    """How far do the parameter counts that are stated, configured and stored lie apart?
+
+    The relative difference of two totals is |a - b| / max(a, b). A dimension of the configuration that contradicts the
+    shapes counts as 1. Comparisons that lack a side are left out and named in `missing`.
+    """
+    totals: dict[str, float] = {}
+    notes: list[str] = []
+    differences: dict[str, float] = {}
+    dimensions: dict[str, Any] = {}
+    entry = candidate.catalog_entry
+    if candidate.component is None:
+        if candidate.stated_total:
+            totals["claim"] = candidate.stated_total
+        if entry is not None and entry.parameters.get("total") is not None:
+            totals["published"] = float(entry.parameters["total"].value)
+    if candidate.architecture is not None and not _has_other_parts(candidate):
+        try:
+            totals["configuration"] = float(count(candidate.architecture).total)
+        except UncountableError as error:
+            notes.append(str(error))
+    try:
+        checkpoint = candidate.checkpoint
+    except CheckpointUnavailable as error:
+        notes.append(f"stored shapes: {error}")
+    else:
+        totals["shapes"] = float(checkpoint.parameters)
+        if candidate.architecture is not None:
+            dimensions = mismatched_dimensions(checkpoint, candidate.architecture)
+            differences.update(dict.fromkeys(dimensions, 1.0))
+    names = list(totals)
+    for position, one in enumerate(names):
+        for other in names[position + 1 :]:
+            differences[f"{one} and {other}"] = abs(totals[one] - totals[other]) / max(totals[one], totals[other])
+    return DeclaredSizes(differences, "; ".join(notes), {"totals": totals, "dimensions": dimensions})
+
+
+def mismatched_dimensions(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, str]:
+    """Dimensions of the configuration that the stored shapes contradict: what → configured and stored."""
+    found: dict[str, str] = {}
+    embedding = [
+        entry
+        for entry in checkpoint.tensors.values()
+        if entry.role.category == "embedding" and entry.role.layer is None and len(entry.shape) == 2
+    ]
+    if len(embedding) == 1:
+        rows, width = embedding[0].shape
+        # Rows may be padded beyond the vocabulary; fewer rows than the vocabulary are a contradiction.
+        if architecture.vocab_size is not None and rows < architecture.vocab_size:
+            found["vocab_size"] = f"configured {architecture.vocab_size}, stored {rows} rows"
+        if architecture.hidden_size is not None and width != architecture.hidden_size:
+            found["hidden_size"] = f"configured {architecture.hidden_size}, stored {width} columns"
+    layers = {entry.role.layer for entry in checkpoint.tensors.values() if entry.role.layer is not None}
+    configured = architecture.num_hidden_layers
+    if layers and configured is not None:
+        extra = architecture.num_nextn_predict_layers or 0
+        if not configured <= len(layers) <= configured + extra:
+            found["num_hidden_layers"] = f"configured {configured}, stored {len(layers)}"
+    return found
+
+
+def _has_other_parts(candidate: Candidate) -> bool:
+    """Does the model have parts (a vision tower) that the text configuration does not count?"""
+    return candidate.component is None and len(candidate.source.architectures) > 1

@@ -1,0 +1,94 @@
+"""Tensor names → what a tensor is: its layer, its category, and for an MLP which of its matrices.
+
+Covers the names of Llama, Qwen2 and Mixtral and whatever follows their conventions. A name that says nothing gets the
+category "other" and still takes part by name and shape.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+CATEGORIES = (
+    "embedding",
+    "attention",
+    "mlp",
+    "norm",
+    "output",
+    "router",
+    "routed expert",
+    "shared expert",
+    "bias",
+    "other",
+)
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|blocks|block|h)\.(\d{1,6})(?=\.|$)")
+_EXPERT = re.compile(r"(?:^|\.)experts\.(\d{1,6})(?=\.|$)")
+_ROUTER = re.compile(r"(?:^|\.)(?:mlp|feed_forward|block_sparse_moe|ffn)\.(?:gate|router)\.|(?:^|\.)router\.")
+_ROTARY_NORM = re.compile(r"(?:^|\.)[qk]_(?:norm|layernorm)\.")
+_MLP_KINDS = {
+    "gate_proj": "gate",
+    "w1": "gate",
+    "up_proj": "up",
+    "w3": "up",
+    "fc1": "up",
+    "down_proj": "down",
+    "w2": "down",
+    "fc2": "down",
+}
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a tensor is. `kind` is gate, up or down for the matrices of an MLP; `expert` the index of a routed expert."""
+
+    category: str
+    layer: int | None = None
+    kind: str | None = None
+    expert: int | None = None
+    index_has_meaning: bool = False  # q/k norms over rotary frequencies, vocabulary-indexed vectors: alike in any two
+
+    @property
+    def mlp_group(self) -> tuple[int, str, int] | None:
+        """The MLP that this matrix belongs to: matrices of one group share their hidden units."""
+        if self.kind is None or self.layer is None:
+            return None
+        return (self.layer, self.category, -1 if self.expert is None else self.expert)
+
+
+def role_of(name: str) -> Role:
+    """The role of a tensor by its name, component prefix removed."""
+    found_layer = _LAYER.search(name)
+    layer = int(found_layer.group(1)) if found_layer else None
+    found_expert = _EXPERT.search(name)
+    expert = int(found_expert.group(1)) if found_expert else None
+    parts = name.lower().split(".")
+    kind = next((_MLP_KINDS[part] for part in reversed(parts) if part in _MLP_KINDS), None)
+    category = _category(name.lower(), parts, expert is not None, kind)
+    if category == "bias":
+        kind = None
+    index_has_meaning = category == "bias" or bool(_ROTARY_NORM.search(name))
+    return Role(category, layer, kind, expert, index_has_meaning)
+
+
+def _category(name: str, parts: list[str], in_expert: bool, kind: str | None) -> str:
+    leaf = parts[-1]
+    if "norm" in name or parts[-2:-1] in (["ln_1"], ["ln_2"], ["ln_f"], ["ln_q"]):
+        return "norm"
+    if leaf.endswith("bias"):
+        return "bias"
+    if "embed" in name or "wte" in parts:
+        return "embedding"
+    if "lm_head" in parts or parts[0] == "output":
+        return "output"
+    if _ROUTER.search(name):
+        return "router"
+    if any(part.startswith("shared_expert") for part in parts):
+        return "shared expert"
+    if in_expert:
+        return "routed expert"
+    if any(part.startswith(("attn", "attention", "self_attn")) for part in parts):
+        return "attention"
+    if kind or any(part in ("mlp", "ffn", "feed_forward") for part in parts):
+        return "mlp"
+    return "other"

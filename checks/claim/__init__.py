@@ -1,0 +1,1 @@
+"""From a claim file to pytest cases and back to a verdict."""

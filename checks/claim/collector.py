@@ -1,0 +1,151 @@
+"""Claim files as pytest modules: their cases are ordinary parametrized test functions."""
+
+from __future__ import annotations
+
+import fnmatch
+import types
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+from checks.claim.cases import (
+    Case,
+    calibrated_cases,
+    candidate_parameter,
+    cases_of_check,
+    pair_parameter,
+    selected_checks,
+)
+from checks.claim.discovery import discovered_checks
+from checks.claim.load import load_claim
+from checks.claim.model import Claim
+from checks.claim.source import ClaimError
+
+CLAIM_SUFFIXES = (".yaml", ".yml")
+CLAIMS_DIRECTORY = "claims"
+
+CASE = pytest.StashKey[Case]()
+CLAIM = pytest.StashKey[Claim]()
+
+
+class ClaimModule(pytest.Module):
+    """A claim file. Its attributes are the selected checks, each parametrized with the cases of this claim."""
+
+    claim: Claim
+    calibrated: int
+
+    def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
+        """The cases, through pytest's own function collection, so that fixtures, marks and ids are all pytest's."""
+        try:
+            self.claim = load_claim(self.path)
+        except ClaimError as error:
+            # Located lines without a traceback, relative to where the user stands.
+            here = self.config.invocation_params.dir
+            shown = shown_path(error.path, here)
+            lines = [problem.render(Path(shown)) for problem in error.problems]
+            raise self.CollectError("\n".join(lines)) from error
+        self.calibrated = calibrated_cases(self.claim)
+        selected = {check.id: check.function for check in selected_checks(self.claim)}
+        module = types.ModuleType(self.claim.name, self.claim.statement)
+        vars(module).update(selected)
+        self.obj = module
+        for name, function in selected.items():
+            # A check without a case (no layers, no panel) would become one unparametrized, broken item.
+            if next(cases_of_check(self.claim, discovered_checks()[name]), None) is not None:
+                yield from self._items(name, function)
+
+    def istestfunction(self, obj: object, name: str) -> bool:
+        """Checks are named by the question, not `test_…`."""
+        return name in vars(self.obj)
+
+    def _items(self, name: str, function: object) -> Iterator[pytest.Item]:
+        made = self.ihook.pytest_pycollect_makeitem(collector=self, name=name, obj=function)
+        for item, case in zip(made, cases_of_check(self.claim, discovered_checks()[name]), strict=True):
+            item.stash[CASE] = case
+            item.stash[CLAIM] = self.claim
+            yield item
+
+
+def parametrize(metafunc: pytest.Metafunc, module: ClaimModule) -> None:
+    """Give a check its cases: the pair (or the candidate) first and session-scoped, then the layer."""
+    claim = module.claim
+    check = discovered_checks()[metafunc.definition.name]
+    cases = list(cases_of_check(claim, check))
+    ids = [case.parameters for case in cases]
+    if not check.takes_pair:
+        values = [candidate_parameter(claim, claim.component(case.component)) for case in cases]
+        # An undivided candidate needs no brackets: its only parameter has no id.
+        shown = ids if any(ids) else [pytest.HIDDEN_PARAM]
+        metafunc.parametrize("candidate", values, ids=shown, indirect=True, scope="session")
+        return
+    parameters = {
+        (component.name, reference.source.name): pair_parameter(claim, component, reference)
+        for component in claim.components
+        for reference in component.panel
+    }
+    pairs = [parameters[case.component, str(case.reference)] for case in cases]
+    if check.takes_layer:
+        both = [(pair, case.layer) for pair, case in zip(pairs, cases, strict=True)]
+        metafunc.parametrize(("pair", "layer"), both, ids=ids, indirect=["pair"], scope="session")
+    else:
+        metafunc.parametrize("pair", pairs, ids=ids, indirect=True, scope="session")
+
+
+def in_pair_order(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Cases of one claim side by side by pair, so that a session opens each pair once; other tests keep their place."""
+    order: dict[tuple[Path, str | None, str | None], int] = {}
+    for item in items:
+        if CASE in item.stash:
+            order.setdefault(_pair_of(item), len(order))
+    sorted_cases = iter(sorted((item for item in items if CASE in item.stash), key=lambda item: order[_pair_of(item)]))
+    return [next(sorted_cases) if CASE in item.stash else item for item in items]
+
+
+def _pair_of(item: pytest.Item) -> tuple[Path, str | None, str | None]:
+    case = item.stash[CASE]
+    return item.path, case.component, case.reference
+
+
+def is_claim_file(path: Path, config: pytest.Config) -> bool:
+    """Is this YAML file a claim of this run: named on the command line, or directly in a directory `claims/`?"""
+    if path.suffix not in CLAIM_SUFFIXES:
+        return False
+    return path.parent.name == CLAIMS_DIRECTORY or path.resolve() in {one.resolve() for one in named_paths(config)}
+
+
+def named_paths(config: pytest.Config) -> list[Path]:
+    """The paths of the command line, without `::…`."""
+    return [config.invocation_params.dir / argument.partition("::")[0] for argument in config.args]
+
+
+def claim_files(config: pytest.Config) -> list[Path]:
+    """The claim files of this run, found without collecting: what the controller of xdist goes by."""
+    found: dict[Path, None] = {}
+    for path in named_paths(config):
+        if path.is_dir():
+            found.update(dict.fromkeys(_claims_below(path, config)))
+        elif path.suffix in CLAIM_SUFFIXES and path.is_file():
+            found[path.resolve()] = None
+    return list(found)
+
+
+def _claims_below(directory: Path, config: pytest.Config) -> Iterator[Path]:
+    ignored = {Path(one).resolve() for one in (config.getoption("ignore") or ())}
+    patterns = config.getini("norecursedirs")
+    for entry in sorted(directory.iterdir()):
+        if entry.resolve() in ignored:
+            continue
+        if entry.is_dir():
+            if not any(fnmatch.fnmatch(entry.name, pattern) for pattern in patterns):
+                yield from _claims_below(entry, config)
+        elif directory.name == CLAIMS_DIRECTORY and entry.suffix in CLAIM_SUFFIXES:
+            yield entry.resolve()
+
+
+def shown_path(path: Path, directory: Path) -> str:
+    """A path as a person standing in `directory` would type it."""
+    try:
+        return path.resolve().relative_to(directory.resolve()).as_posix()
+    except ValueError:
+        return str(path)

@@ -1,0 +1,283 @@
+"""From the outcomes of all cases to a verdict, per component and per claim. Pure: no pytest, no files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from checks.catalog import entry as catalog
+from checks.claim.cases import Case
+from checks.claim.model import Claim, Component, ModelSource
+from checks.evidence.record import (
+    CONTRADICTS,
+    DISCLOSED,
+    ERROR,
+    INCONCLUSIVE,
+    NOT_APPLICABLE,
+    SUPPORTS,
+    UNAVAILABLE,
+    Evidence,
+)
+from checks.evidence.thresholds import threshold, thresholds
+
+REFUTED = "REFUTED"
+SUPPORTED = "SUPPORTED"
+REUSE_DISCLOSED = "DISCLOSED"
+OPEN = "INCONCLUSIVE"
+PARTIAL = "PARTIAL"
+
+EXIT_SUPPORTED = 0
+EXIT_REFUTED = 1
+EXIT_OPEN = 10
+EXIT_ERRORS = 11
+
+# What a claim rests on must not be undone by any of these.
+DISGUISES = frozenset({"permutation", "rotation", "vocabulary"})
+
+LIMITS = (
+    "distillation, copied data, tokenizer or architecture, and ancestors outside the panel leave no trace in the weights",
+    "no test tells the direction of copying",
+)
+NOT_PERMUTATION_PROOF = "not proof against permuted weights: every check that this rests on compares units in stored order"
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """A case and what its report said; `evidence` is None when there is no report."""
+
+    case: Case
+    evidence: Evidence | None
+
+    @property
+    def outcome(self) -> str | None:
+        """The outcome of the case; None without a report."""
+        return self.evidence.outcome if self.evidence else None
+
+    @property
+    def strength(self) -> str:
+        """Decisive, supporting or suspicion."""
+        return threshold(self.case.check).strength
+
+    @property
+    def is_decisive(self) -> bool:
+        """May this case refute?"""
+        return self.strength == "decisive"
+
+
+@dataclass(frozen=True)
+class ComponentVerdict:
+    """What all evidence says of one component."""
+
+    component: Component
+    verdict: str
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What all evidence says of one claim."""
+
+    claim: Claim
+    verdict: str
+    text: str
+    components: tuple[ComponentVerdict, ...]
+    results: tuple[CaseResult, ...]
+    limits: tuple[str, ...] = ()
+    exit_status: int = EXIT_OPEN
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def decide(claim: Claim, results: Sequence[CaseResult]) -> Verdict:
+    """The verdict on a claim.
+
+    `results` holds one entry for every case of the claim's own expansion, so that a case without a report is seen. A
+    refutation stands whatever else is missing; otherwise a missing report leaves the claim partial.
+    """
+    components = tuple(
+        _decide_component(claim, component, [one for one in results if one.case.component == component.name])
+        for component in claim.components
+    )
+    verdict, text = _combine(claim, components)
+    counts: dict[str, int] = {}
+    for one in results:
+        counts[one.outcome or "no report"] = counts.get(one.outcome or "no report", 0) + 1
+    limits = LIMITS if _has_robust_check() else (NOT_PERMUTATION_PROOF, *LIMITS)
+    return Verdict(
+        claim,
+        verdict,
+        text,
+        components,
+        tuple(results),
+        limits if verdict in (SUPPORTED, PARTIAL, OPEN) else LIMITS,
+        _exit_status(verdict, results),
+        dict(sorted(counts.items())),
+    )
+
+
+def overall_exit_status(verdicts: Iterable[Verdict]) -> int:
+    """The exit status of a run: a refutation first, then errors, then open claims."""
+    statuses = {verdict.exit_status for verdict in verdicts}
+    return next(
+        (status for status in (EXIT_REFUTED, EXIT_ERRORS, EXIT_OPEN) if status in statuses),
+        EXIT_SUPPORTED,
+    )
+
+
+# One component
+
+
+def _decide_component(claim: Claim, component: Component, results: list[CaseResult]) -> ComponentVerdict:
+    refuting = [one for one in results if one.is_decisive and one.outcome == CONTRADICTS]
+    if refuting:
+        return ComponentVerdict(component, REFUTED, tuple(_refutations(claim, component, refuting)))
+    unreported = [one.case.id for one in results if one.outcome is None]
+    if unreported:
+        return ComponentVerdict(component, PARTIAL, (f"no report of {_listed(unreported)}",))
+    disclosed = sorted({str(one.case.reference) for one in results if one.is_decisive and one.outcome == DISCLOSED})
+    if disclosed:
+        return ComponentVerdict(component, REUSE_DISCLOSED, (f"disclosed and found: weights of {', '.join(disclosed)}",))
+    missing = _what_is_missing(claim, component, results)
+    if missing:
+        return ComponentVerdict(component, OPEN, tuple(missing))
+    return ComponentVerdict(component, SUPPORTED, ())
+
+
+def _refutations(claim: Claim, component: Component, refuting: list[CaseResult]) -> list[str]:
+    """One sentence per reference: what is shared, by which checks, and whether the direction is possible."""
+    sentences = []
+    for reference in component.panel:
+        found = [one for one in refuting if one.case.reference == reference.source.name]
+        if not found:
+            continue
+        only_shared_seed = all(threshold(one.case.check).shared_seed_trips for one in found)
+        what = "inherited or same initial weights:" if only_shared_seed else "shares weights with"
+        readings = dict.fromkeys(
+            one.evidence.band for one in found if one.evidence and one.evidence.band and one.case.layer is None
+        )
+        seen = f" ({'; '.join(readings)})" if readings else ""
+        checks = ", ".join(dict.fromkeys(one.case.check for one in found))
+        direction = direction_of_copying(claim.model, reference.source)
+        sentences.append(f"{what} {reference.source.name}{seen}, by {checks}{'; ' + direction if direction else ''}")
+    return sentences
+
+
+def direction_of_copying(candidate: ModelSource, reference: ModelSource) -> str:
+    """What developer and release date say of the direction: possible, impossible, or the developer's own model."""
+    if candidate.catalog_key is None or reference.catalog_key is None:
+        return ""
+    ours, theirs = catalog.load(candidate.catalog_key), catalog.load(reference.catalog_key)
+    own = "a model of the same developer" if ours.developer and ours.developer == theirs.developer else ""
+    if not ours.released or not theirs.released:
+        return own
+    digits = min(len(ours.released), len(theirs.released))
+    before, after = theirs.released[:digits], ours.released[:digits]
+    if before > after:
+        order = f"released later ({theirs.released}) than the candidate ({ours.released}): copying went the other way, if at all"
+    elif before < after:
+        order = f"released earlier ({theirs.released}) than the candidate ({ours.released})"
+    else:
+        order = f"released at about the same time ({theirs.released})"
+    return f"{own}, {order}" if own else order
+
+
+def _what_is_missing(claim: Claim, component: Component, results: list[CaseResult]) -> list[str]:
+    """Everything that stands between this component and SUPPORTED."""
+    missing = []
+    for label, outcome in (("contradicted by", CONTRADICTS), ("errors in", ERROR)):
+        names = [one.case.id for one in results if one.outcome == outcome]
+        if names:
+            missing.append(f"{label} {_listed(names)}")
+    # A comparison whose weights are unavailable is named once, not once for each of its checks.
+    unavailable = sorted({str(one.case.reference) for one in results if one.outcome == UNAVAILABLE})
+    if unavailable:
+        missing.append(f"weights could not be had for the comparison with {', '.join(unavailable)}")
+    for reference in component.panel:
+        name = reference.source.name
+        if name in unavailable:
+            continue
+        passed = [
+            one
+            for one in results
+            if one.case.reference == name and one.is_decisive and one.outcome == SUPPORTS
+            if one.evidence is not None and one.evidence.powered and threshold(one.case.check).carries_support
+        ]
+        if not passed:
+            missing.append(f"no decisive check with power passed against {name}")
+        elif _has_robust_check() and not any(_is_robust(one.case.check) for one in passed):
+            missing.append(f"no check that withstands permutation, rotation and a new vocabulary passed against {name}")
+    loosened = sorted(
+        f"{check}.{name}"
+        for check, override in claim.overrides.items()
+        for name in threshold(check).loosened_by(override.values)
+    )
+    if loosened:
+        missing.append(f"the claim loosens {', '.join(loosened)}")
+    return missing
+
+
+def _is_robust(check: str) -> bool:
+    return threshold(check).withstands is not None and DISGUISES <= set(threshold(check).withstands)
+
+
+def _has_robust_check() -> bool:
+    return any(_is_robust(check) for check in thresholds())
+
+
+# The whole claim
+
+
+def _combine(claim: Claim, components: tuple[ComponentVerdict, ...]) -> tuple[str, str]:
+    by_verdict: dict[str, list[ComponentVerdict]] = {}
+    for one in components:
+        by_verdict.setdefault(one.verdict, []).append(one)
+    references = len({reference.source for one in components for reference in one.component.panel})
+    if REFUTED in by_verdict:
+        return REFUTED, _reasons(claim, by_verdict[REFUTED])
+    if PARTIAL in by_verdict:
+        return PARTIAL, _reasons(claim, by_verdict[PARTIAL])
+    if OPEN in by_verdict:
+        return OPEN, _reasons(claim, by_verdict[OPEN])
+    if REUSE_DISCLOSED in by_verdict:
+        reused = by_verdict[REUSE_DISCLOSED]
+        text_is_reused = any(one.component.name in (None, "text") for one in reused)
+        if SUPPORTED not in by_verdict or text_is_reused:
+            return REUSE_DISCLOSED, _reasons(claim, reused)
+        excepted = ", ".join(one.component.label for one in reused)
+        return SUPPORTED, f"SUPPORTED except {excepted}: {_supported_text(references)}; {_reasons(claim, reused)}"
+    return SUPPORTED, _supported_text(references)
+
+
+def _supported_text(references: int) -> str:
+    if references == 1:
+        return "no evidence of inherited weights from the one reference below"
+    return f"no evidence of inherited weights from any of the {references} references below"
+
+
+def _reasons(claim: Claim, components: list[ComponentVerdict]) -> str:
+    divided = len(claim.components) > 1
+    return "; ".join(
+        f"{one.component.label}: {reason}" if divided else reason for one in components for reason in one.reasons
+    )
+
+
+def _exit_status(verdict: str, results: Sequence[CaseResult]) -> int:
+    outcomes = {one.outcome for one in results}
+    if verdict == REFUTED:
+        return EXIT_REFUTED
+    if ERROR in outcomes:
+        return EXIT_ERRORS
+    if verdict == SUPPORTED:
+        return EXIT_SUPPORTED
+    if verdict == PARTIAL:
+        passed = any(one.is_decisive and one.outcome == SUPPORTS for one in results)
+        clean = outcomes <= {SUPPORTS, NOT_APPLICABLE, None}
+        return EXIT_SUPPORTED if passed and clean else EXIT_OPEN
+    return EXIT_OPEN
+
+
+def _listed(names: list[str], shown: int = 5) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
+
+
+OPEN_OUTCOMES = (INCONCLUSIVE, NOT_APPLICABLE, UNAVAILABLE, ERROR)

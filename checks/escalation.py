@@ -1,0 +1,77 @@
+"""What the weights of a pair say when something weaker raised a suspicion. No family of checks of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from checks.checkpoint.errors import CheckpointUnavailable
+from checks.evidence.judge import Decision, decide_by_bands, decide_calibrated
+from checks.evidence.record import CONTRADICTS, INCONCLUSIVE, SUPPORTS
+
+if TYPE_CHECKING:
+    from checks.checkpoint.pair import Pair
+    from checks.evidence.judge import Judge
+
+
+@dataclass(frozen=True)
+class WeightOpinion:
+    """Inherited (contradicts), independent (supports) or not to be told (inconclusive), with the measurements."""
+
+    outcome: str
+    reason: str
+    powered: bool = False
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def weigh_pair(pair: Pair, judge: Judge) -> WeightOpinion:
+    """Do this reference's weights confirm a suspicion or clear it?
+
+    Measures the pair itself, with the thresholds of the claim, and does not look at other cases: equal tensors, the mean
+    centred cosine and the permutation test of neurons. Inherited if any contradicts; independent if none does and one
+    that SUPPORTED may rest on supports with power; inconclusive otherwise, and without weights.
+    """
+    try:
+        decisions = {
+            "identity.sha256": _equal_tensors(pair, judge),
+            "similarity.mean": _mean_cosine(pair, judge),
+            "independence.units": _neurons(pair, judge),
+        }
+    except CheckpointUnavailable as error:
+        return WeightOpinion(INCONCLUSIVE, f"no weights to ask: {error}")
+    details = {check: f"{decision.outcome}: {decision.reason}" for check, decision in decisions.items()}
+    contradicting = [check for check, decision in decisions.items() if decision.outcome == CONTRADICTS]
+    if contradicting:
+        return WeightOpinion(CONTRADICTS, f"inherited weights: {_reasons(decisions, contradicting)}", True, details)
+    clearing = [
+        check
+        for check, decision in decisions.items()
+        if decision.outcome == SUPPORTS and decision.powered and judge.threshold_of(check).carries_support
+    ]
+    if clearing:
+        return WeightOpinion(SUPPORTS, f"independent weights: {_reasons(decisions, clearing)}", True, details)
+    return WeightOpinion(INCONCLUSIVE, f"the weights do not tell: {_reasons(decisions, list(decisions))}", False, details)
+
+
+def _reasons(decisions: Mapping[str, Decision], names: list[str]) -> str:
+    return "; ".join(f"{check} ({decisions[check].reason})" for check in names)
+
+
+def _equal_tensors(pair: Pair, judge: Judge) -> Decision:
+    return decide_by_bands(judge.threshold_of("identity.sha256"), len(pair.elementwise().identical))
+
+
+def _mean_cosine(pair: Pair, judge: Judge) -> Decision:
+    summary = pair.elementwise().mean()
+    if summary.cosine is None:
+        return Decision(INCONCLUSIVE, "no weight matrix has a counterpart of equal name and shape")
+    limits = judge.threshold_of("similarity.mean")
+    return decide_by_bands(limits, summary.cosine, summary.null_elements, summary.coverage)
+
+
+def _neurons(pair: Pair, judge: Judge) -> Decision:
+    combined = pair.units()
+    if combined is None:
+        return Decision(INCONCLUSIVE, "no MLP has a counterpart of equal shape in the same layer")
+    return decide_calibrated(judge.threshold_of("independence.units"), combined, judge.context.calibrated_cases)

@@ -1,0 +1,1 @@
+"""Thresholds, records and the judge: what a measured value means for a claim."""

@@ -1,0 +1,3 @@
+"""What every run in this repository shares."""
+
+pytest_plugins = ["pytester"]

@@ -1,0 +1,157 @@
+"""Values → decisions, decisions → pytest outcomes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from checks.evidence.judge import (
+    ContradictingEvidence,
+    Judge,
+    JudgeContext,
+    corrected_critical_z,
+    decide_by_bands,
+    decide_calibrated,
+    format_value,
+)
+from checks.evidence.record import CONTRADICTS, INCONCLUSIVE, SUPPORTS
+from checks.evidence.thresholds import threshold
+
+MEAN = threshold("similarity.mean")
+UNITS = threshold("independence.units")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A calibrated test with chosen numbers."""
+
+    z: float
+    effect: float = 0.0
+    detectable: float = 0.02
+
+    @property
+    def log_p(self) -> float:
+        return math.log(math.erfc(abs(self.z) / math.sqrt(2)) or 5e-324)
+
+    def detectable_effect(self, critical_z: float) -> float:
+        return self.detectable
+
+
+def judge_of(check: str = "similarity.mean", disclosed: bool = False) -> Judge:
+    return Judge(check, JudgeContext("case[base]", "claim", "claims/x.yaml:7", "base", disclosed, 3))
+
+
+@pytest.mark.parametrize(
+    ("value", "outcome"),
+    [
+        (-1.0, SUPPORTS),
+        (0.0, SUPPORTS),
+        (0.0999, SUPPORTS),
+        (0.1, INCONCLUSIVE),
+        (0.7999, INCONCLUSIVE),
+        (0.8, CONTRADICTS),
+        (1.0, CONTRADICTS),
+        (None, INCONCLUSIVE),
+        (math.nan, INCONCLUSIVE),
+        (math.inf, INCONCLUSIVE),
+    ],
+)
+def test_the_bands_include_their_lower_bound(value: float | None, outcome: str) -> None:
+    assert decide_by_bands(MEAN, value, null_elements=10**6, coverage=1.0).outcome == outcome
+
+
+def test_a_band_decides_only_where_the_null_spread_allows_it() -> None:
+    assert decide_by_bands(MEAN, 0.01, null_elements=2500, coverage=1.0).outcome == INCONCLUSIVE
+    assert decide_by_bands(MEAN, 0.01, null_elements=2501, coverage=1.0).outcome == SUPPORTS
+    assert decide_by_bands(MEAN, 0.99, null_elements=39, coverage=1.0).outcome == INCONCLUSIVE
+    assert decide_by_bands(MEAN, 0.99, null_elements=40, coverage=1.0).outcome == CONTRADICTS
+
+
+def test_a_small_part_may_contradict_but_not_support() -> None:
+    assert decide_by_bands(MEAN, 0.0, null_elements=10**6, coverage=0.49).outcome == INCONCLUSIVE
+    assert decide_by_bands(MEAN, 0.0, null_elements=10**6, coverage=0.5).outcome == SUPPORTS
+    assert decide_by_bands(MEAN, 0.99, null_elements=10**6, coverage=0.01).outcome == CONTRADICTS
+
+
+@given(st.floats(allow_nan=True, allow_infinity=True) | st.none(), st.integers(1, 10**12), st.floats(0, 1))
+def test_only_powered_decisions_support_or_contradict(value: float | None, elements: int, coverage: float) -> None:
+    decision = decide_by_bands(MEAN, value, elements, coverage)
+    if decision.outcome in (SUPPORTS, CONTRADICTS):
+        assert decision.powered
+        assert value is not None
+        assert math.isfinite(value)
+
+
+@pytest.mark.parametrize(
+    ("test", "outcome"),
+    [
+        (Measured(0.5), SUPPORTS),
+        (Measured(-2.9), SUPPORTS),
+        (Measured(3.5), INCONCLUSIVE),
+        (Measured(500.0, effect=0.9), CONTRADICTS),
+        (Measured(-500.0, effect=-0.9), CONTRADICTS),
+        (Measured(8.0, effect=0.001), INCONCLUSIVE),
+        (Measured(0.5, detectable=0.3), INCONCLUSIVE),
+        (Measured(500.0, effect=0.9, detectable=0.3), CONTRADICTS),
+    ],
+)
+def test_a_calibrated_test_needs_level_effect_and_power(test: Measured, outcome: str) -> None:
+    assert decide_calibrated(UNITS, test, calibrated_cases=4).outcome == outcome
+
+
+def test_the_level_is_shared_by_the_calibrated_cases_of_the_claim() -> None:
+    assert corrected_critical_z(UNITS, 1) == pytest.approx(4.8916, abs=1e-3)
+    assert corrected_critical_z(UNITS, 52) == pytest.approx(5.643, abs=1e-2)
+
+
+def test_support_returns_and_is_recorded() -> None:
+    judge = judge_of()
+    judge(0.01, null_elements=10**6, coverage=1.0, read={"a": 1}, extra=2)
+    assert judge.evidence is not None
+    assert judge.evidence.outcome == SUPPORTS
+    assert judge.evidence.powered
+    assert judge.evidence.details == {"extra": 2, "coverage": 1.0}
+    assert judge.evidence.documented == MEAN.documented
+
+
+def test_a_failure_tells_value_threshold_source_reference_and_line() -> None:
+    with pytest.raises(ContradictingEvidence) as caught:
+        judge_of()(0.97, null_elements=10**6)
+    text = str(caught.value)
+    for part in ("claims/x.yaml:7", "base", "0.97", "contradicts_from 0.8", "weight-analysis.md", "almost certainly"):
+        assert part in text
+
+
+def test_what_is_between_the_bands_is_skipped_and_never_passed() -> None:
+    with pytest.raises(pytest.skip.Exception, match="inconclusive: "):
+        judge_of()(0.5, null_elements=10**6)
+    with pytest.raises(pytest.skip.Exception, match="not applicable: no MLP"):
+        judge_of().not_applicable("no MLP")
+
+
+def test_a_case_is_judged_once() -> None:
+    judge = judge_of()
+    judge(0.0, null_elements=10**6)
+    with pytest.raises(RuntimeError, match="judged its case twice"):
+        judge(0.0, null_elements=10**6)
+
+
+def test_disclosure_changes_a_contradiction_and_nothing_else() -> None:
+    judge = judge_of(disclosed=True)
+    with pytest.raises(ContradictingEvidence):
+        judge(0.97, null_elements=10**6)
+    assert judge.evidence is not None
+    assert judge.evidence.outcome == "disclosed"
+    supported = judge_of(disclosed=True)
+    supported(0.0, null_elements=10**6)
+    assert supported.evidence is not None
+    assert supported.evidence.outcome == SUPPORTS
+
+
+@pytest.mark.parametrize(("value", "text"), [(3, "3"), (3.0, "3"), (0.12345, "0.1235"), (None, "undefined")])
+def test_values_are_written_for_people(value: float | None, text: str) -> None:
+    assert format_value(value) == text
