@@ -30,8 +30,7 @@ CONFIG = {
     "vocab_size": 32000,
 }
 LOOK_FOR_TORCH = (
-    "import sys\n\n\ndef pytest_collection_finish():\n"
-    "    print('torch imported:', 'torch' in sys.modules)\n"
+    "import sys\n\n\ndef pytest_collection_finish():\n    print('torch imported:', 'torch' in sys.modules)\n"
 )
 
 

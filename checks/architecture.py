@@ -18,9 +18,9 @@ from checks.escalation import weigh_pair
 from checks.evidence.judge import Decision, decide_by_bands
 from checks.evidence.record import CONTRADICTS, INCONCLUSIVE, SUPPORTS
 
-
 if TYPE_CHECKING:
     from checks.catalog.architecture import Architecture
+    from checks.checkpoint.candidate import Candidate
     from checks.checkpoint.pair import Pair
     from checks.evidence.judge import Judge
 
@@ -64,11 +64,12 @@ def overlap(pair: Pair, judge: Judge) -> None:
     )
 
 
-def declared(candidate: Any, judge: Judge) -> None:
+def declared(candidate: Candidate, judge: Judge) -> None:
     """Do the stated parameter counts, the configuration and the stored tensors tell the same model?
 
-    Null hypothesis: they do. Statistic: the largest relative difference between the total that is stated, the total that
-    the configuration gives, and the sum of the stored shapes; 1 where a dimension of the configuration contradicts a shape.
+    Null hypothesis: they do.
+    Statistic: the largest relative difference between the total that is stated, the total that the configuration gives,
+    and the sum of the stored shapes; 1 where a dimension of the configuration contradicts a shape.
     Documented: architecture-analysis.md, "기본 정보"; the bounds are this suite's.
     Known false positives: published totals that leave out embeddings or an extra prediction block.
     """
@@ -80,11 +81,11 @@ def declared(candidate: Any, judge: Judge) -> None:
     judge(max(result.differences.values()), differences=result.differences, missing=result.missing, **result.details)
 
 
-def panel(candidate: Any, judge: Judge) -> None:
+def panel(candidate: Candidate, judge: Judge) -> None:
     """Are the catalogue's nearest architectures in the panel?
 
-    Null hypothesis: none; this asks whether the comparison was fair. A panel that leaves out the nearest neighbour cannot
-    find the likeliest ancestor. Never contradicts.
+    Null hypothesis: none; this asks whether the comparison was fair. A panel that leaves out the nearest neighbour
+    cannot find the likeliest ancestor. Never contradicts.
     Statistic: how many of the three nearest architectures, at a distance of at most half the scale, are missing.
     Documented: the comparisons of the seed documents left out GLM-4.5-Air, DeepSeek-V3 and Kimi-K2.
     """
@@ -134,7 +135,9 @@ def _judge_matches(pair: Pair, judge: Judge, rows: list[KeyComparison], *, as_sh
         decision = Decision(INCONCLUSIVE, f"{equal} keys are equal and {unknown} are unknown, which leaves it open")
     if decision.outcome == CONTRADICTS:
         opinion = weigh_pair(pair, judge)
-        decision = Decision(opinion.outcome, f"{_counted(equal, known)} keys are equal; {opinion.reason}", opinion.powered)
+        decision = Decision(
+            opinion.outcome, f"{_counted(equal, known)} keys are equal; {opinion.reason}", opinion.powered
+        )
         details["weights"] = opinion.details
     elif decision.outcome == SUPPORTS:
         decision = Decision(SUPPORTS, f"{_counted(equal, known)} known keys are equal", decision.powered)

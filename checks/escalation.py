@@ -28,9 +28,9 @@ class WeightOpinion:
 def weigh_pair(pair: Pair, judge: Judge) -> WeightOpinion:
     """Do this reference's weights confirm a suspicion or clear it?
 
-    Measures the pair itself, with the thresholds of the claim, and does not look at other cases: equal tensors, the mean
-    centred cosine and the permutation test of neurons. Inherited if any contradicts; independent if none does and one
-    that SUPPORTED may rest on supports with power; inconclusive otherwise, and without weights.
+    Measures the pair itself, with the thresholds of the claim, and does not look at other cases: equal tensors, the
+    mean centred cosine and the permutation test of neurons. Inherited if any contradicts; independent if none does and
+    one that SUPPORTED may rest on supports with power; inconclusive otherwise, and without weights.
     """
     try:
         decisions = {
@@ -51,7 +51,9 @@ def weigh_pair(pair: Pair, judge: Judge) -> WeightOpinion:
     ]
     if clearing:
         return WeightOpinion(SUPPORTS, f"independent weights: {_reasons(decisions, clearing)}", True, details)
-    return WeightOpinion(INCONCLUSIVE, f"the weights do not tell: {_reasons(decisions, list(decisions))}", False, details)
+    return WeightOpinion(
+        INCONCLUSIVE, f"the weights do not tell: {_reasons(decisions, list(decisions))}", False, details
+    )
 
 
 def _reasons(decisions: Mapping[str, Decision], names: list[str]) -> str:

@@ -1,10 +1,11 @@
-"""The pytest plugin `from_scratch`: options, fixtures and hooks. Registered as an entry point; works on claims anywhere."""
+"""The pytest plugin `from_scratch`: options, fixtures and hooks. An entry point, so claims may lie anywhere."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,7 +32,6 @@ from checks.report.session import ClaimSession
 SUITE = "from scratch"
 JUDGE = pytest.StashKey[Judge]()
 EVIDENCE_PROPERTY = "evidence"
-
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -84,17 +84,27 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         parametrize(metafunc, module)
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Marks for `-m`, and the claim file with its YAML line as the location that reports and JUnit name."""
+    if CASE in item.stash:
+        case, claim = item.stash[CASE], item.stash[CLAIM]
+        for mark in _marks()[case.check]:
+            item.add_marker(mark)
+        item.location = (item.nodeid.partition("::")[0], case.line - 1, f"{claim.name}: {case.id}")
+
+
+@cache
+def _marks() -> dict[str, tuple[pytest.MarkDecorator, pytest.MarkDecorator]]:
+    """Family and strength of every check as marks."""
+    return {
+        check: (getattr(pytest.mark, one.family), getattr(pytest.mark, one.strength))
+        for check, one in thresholds().items()
+    }
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks, the YAML line as location, and the order in which each pair is opened once."""
-    marks = {check: (getattr(pytest.mark, one.family), getattr(pytest.mark, one.strength)) for check, one in thresholds().items()}
-    for item in items:
-        if CASE in item.stash:
-            case, claim = item.stash[CASE], item.stash[CLAIM]
-            for mark in marks[case.check]:
-                item.add_marker(mark)
-            # Reports and JUnit then name the claim file and the YAML line instead of the check's source.
-            item.location = (item.nodeid.partition("::")[0], case.line - 1, f"{claim.name}: {case.id}")
+    """The order in which each pair is opened once."""
     items[:] = in_pair_order(items)
 
 
@@ -154,8 +164,9 @@ def judge(request: pytest.FixtureRequest) -> Judge:
         calibrated_cases=module.calibrated,
         overrides={check: override.values for check, override in claim.overrides.items()},
     )
-    item.stash[JUDGE] = Judge(case.check, context)
-    return item.stash[JUDGE]
+    made = Judge(case.check, context)
+    item.stash[JUDGE] = made
+    return made
 
 
 # Outcomes
@@ -231,6 +242,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             return pair_group(nodeid)
 
+        def remove_node(self, node: Any) -> str | None:
+            """A case that killed its worker is not handed to the next one, as xdist would; the rest of its pair is."""
+            units = self.assigned_work[node].values()
+            pending = next(((unit, case) for unit in units for case, done in unit.items() if not done), None)
+            if pending is not None:
+                unit, crashed = pending
+                unit[crashed] = True
+            super().remove_node(node)
+            return pending[1] if pending is not None else None
+
     return PairScheduling(config, log)
 
 
@@ -245,5 +266,3 @@ def pair_group(nodeid: str) -> str:
     found = re.search(r"\[([^\]]*)\]$", rest)
     parameters = re.sub(r"-\d+$", "", found.group(1)) if found else ""
     return f"{path}::{parameters}"
-
-

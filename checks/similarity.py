@@ -1,7 +1,7 @@
 """Cosine similarity of tensors of equal role: the seed documents' first method, with centred statistics.
 
-Every check here compares tensors of equal name and shape, element by element. None of them sees weights whose units were
-permuted or rotated; `independence` does.
+Every check here compares tensors of equal name and shape, element by element. None of them sees weights whose units
+were permuted or rotated.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def embedding(pair: Pair, judge: Judge) -> None:
     Null hypothesis: independent training; centred cosine 0 with standard deviation 1/sqrt(n).
     Statistic: centred cosine of embedding matrices of equal shape, in [-1, 1].
     Documented: weight-architecture-qa.md, Q3.
-    Blind to: another vocabulary or order of tokens. Unequal shapes say nothing, whatever the documents conclude from them.
+    Blind to: another vocabulary or order of tokens. Unequal shapes say nothing, unlike the documents conclude.
     """
     summary = pair.elementwise().category("embedding")
     _judge_summary(pair, judge, summary, "embedding matrix")
@@ -114,8 +114,8 @@ def profile(pair: Pair, judge: Judge) -> None:
 
     Null hypothesis: independent training; every layer is low.
     Statistic: the largest layer cosine, in [-1, 1], with the documented pattern it belongs to.
-    Documented: weight-analysis.md, "Layer별 패턴": falling from high early layers is fine-tuning, low everywhere scratch,
-    some layers high an initialisation in part.
+    Documented: weight-analysis.md, "Layer별 패턴": falling from high early layers is fine-tuning, low everywhere
+    scratch, some layers high an initialisation in part.
     Blind to: what `mean` is blind to. Supporting: it describes, and never refutes alone.
     """
     from checks.statistics.depth import depth_pattern
@@ -128,7 +128,9 @@ def profile(pair: Pair, judge: Judge) -> None:
     pattern = depth_pattern(list(cosines.values()))
     judge(
         max(defined),
-        null_elements=min(comparison.layer(index).null_elements for index, cosine in cosines.items() if cosine is not None),
+        null_elements=min(
+            comparison.layer(index).null_elements for index, cosine in cosines.items() if cosine is not None
+        ),
         read=pair.read(),
         pattern=pattern.name,
         per_layer=cosines,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -164,10 +165,8 @@ def judged() -> Callable[..., Evidence]:
         judge = Judge(check, context)
         found = discovered_checks()[check]
         subjects = {"pair" if found.takes_pair else "candidate": subject}
-        try:
+        with contextlib.suppress(ContradictingEvidence, pytest.skip.Exception):
             found.function(**subjects, judge=judge, **arguments)
-        except (ContradictingEvidence, pytest.skip.Exception):
-            pass
         assert judge.evidence is not None, f"{check} did not judge"
         return judge.evidence
 

@@ -63,7 +63,7 @@ class Checkpoint:
         self.prefix = _first_used_prefix(directory, everything, prefixes)
         self.tensors: dict[str, TensorEntry] = {
             name.removeprefix(self.prefix): TensorEntry(
-                name.removeprefix(self.prefix), name, shard, dtype, shape, role_of(name.removeprefix(self.prefix))
+                name.removeprefix(self.prefix), name, shard, dtype, shape, role_of(name)
             )
             for name, (shard, dtype, shape) in sorted(everything.items())
             if name.startswith(self.prefix)
@@ -101,8 +101,11 @@ class Checkpoint:
 def _sha256(tensor: torch.Tensor) -> str:
     import torch
 
-    flat = tensor.contiguous().reshape(-1)
-    return hashlib.sha256(flat.view(torch.uint8).numpy() if flat.numel() else b"").hexdigest()
+    total = hashlib.sha256()
+    if tensor.numel():
+        # A view of the bytes: torch has dtypes (bfloat16) that numpy has not.
+        total.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
 
 
 @contextmanager
@@ -121,7 +124,7 @@ def _opened(shard: Path) -> Iterator[Any]:
 def _read_index(directory: Path) -> dict[str, tuple[Path, str, tuple[int, ...]]]:
     """Tensor name → shard, dtype, shape, from the headers. Nothing in an index is trusted before it is checked."""
     if not directory.is_dir():
-        raise CheckpointUnavailable(f"{directory}: no such directory; correct the path in the claim or put the weights there")
+        raise CheckpointUnavailable(f"{directory}: no such directory; correct the path in the claim")
     index_file = directory / INDEX_NAME
     shards = _shards_of_index(index_file) if index_file.is_file() else _shards_without_index(directory)
     found: dict[str, tuple[Path, str, tuple[int, ...]]] = {}
@@ -131,13 +134,13 @@ def _read_index(directory: Path) -> dict[str, tuple[Path, str, tuple[int, ...]]]
             absent = sorted(listed - stored)
             if absent:
                 raise CheckpointUnavailable(
-                    f"{index_file}: lists {absent[0]!r} in {shard.name}, which does not hold it; download the index and "
-                    "the shards of one revision"
+                    f"{index_file}: lists {absent[0]!r} in {shard.name}, which does not hold it; download the "
+                    "index and the shards of one revision"
                 )
             for name in sorted(stored):
                 if name in found:
                     raise CheckpointUnavailable(
-                        f"{shard}: tensor {name!r} also stands in {found[name][0].name}; a tensor must stand in one shard"
+                        f"{shard}: tensor {name!r} also stands in {found[name][0].name}; it must stand in one shard"
                     )
                 view = opened.get_slice(name)
                 found[name] = (shard, str(view.get_dtype()), tuple(view.get_shape()))
@@ -158,7 +161,7 @@ def _shards_of_index(index_file: Path) -> dict[Path, set[str]]:
         # A shard is a plain file beside its index: anything else reaches out of the checkpoint.
         if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
             raise CheckpointUnavailable(
-                f"{index_file}: tensor {name!r} names the shard {shard!r}; expected a .safetensors file of this directory"
+                f"{index_file}: tensor {name!r} names the shard {shard!r}; expected a .safetensors file beside it"
             )
         shards.setdefault(index_file.parent / shard, set()).add(name)
     for shard_path in shards:

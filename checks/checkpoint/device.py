@@ -13,9 +13,9 @@ class DeviceError(Exception):
 def choose_device(wanted: str, worker: int) -> str:
     """The torch device of worker number `worker` for the option --device.
 
-    "auto" gives each worker a GPU of its own by logical index, so that a caller's CUDA_VISIBLE_DEVICES is respected, or the
-    CPU where there is none. Imports torch: call it when weights are about to be read. Raises DeviceError for a GPU that
-    torch does not see, and for a name that is no device.
+    "auto" gives each worker a GPU of its own by logical index, so that a caller's CUDA_VISIBLE_DEVICES is respected, or
+    the CPU where there is none. Imports torch: call it when weights are about to be read.
+    Raises DeviceError for a GPU that torch does not see, and for a name that is no device.
     """
     import torch
 

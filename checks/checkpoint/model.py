@@ -67,5 +67,5 @@ def locate(source: ModelSource) -> Path:
         at = f" --revision {source.revision}" if source.revision else ""
         raise CheckpointUnavailable(
             f"{source.name}: {source.where} is not in the local hub cache; fetch it with "
-            f"`hf download {source.repo}{at} --include '*.safetensors*' --include config.json`, or give the claim a path"
+            f"`hf download {source.repo}{at} --include '*.safetensors*' --include config.json`, or give a path"
         ) from error

@@ -40,13 +40,13 @@ _MLP_KINDS = {
 
 @dataclass(frozen=True)
 class Role:
-    """What a tensor is. `kind` is gate, up or down for the matrices of an MLP; `expert` the index of a routed expert."""
+    """What a tensor is. `kind` is gate, up or down for an MLP's matrices; `expert` the index of a routed expert."""
 
     category: str
     layer: int | None = None
     kind: str | None = None
     expert: int | None = None
-    index_has_meaning: bool = False  # q/k norms over rotary frequencies, vocabulary-indexed vectors: alike in any two
+    index_has_meaning: bool = False  # q/k norms over rotary frequencies, biases: alike in any two models
 
     @property
     def mlp_group(self) -> tuple[int, str, int] | None:
@@ -57,7 +57,7 @@ class Role:
 
 
 def role_of(name: str) -> Role:
-    """The role of a tensor by its name, component prefix removed."""
+    """The role of a tensor by its stored name."""
     found_layer = _LAYER.search(name)
     layer = int(found_layer.group(1)) if found_layer else None
     found_expert = _EXPERT.search(name)

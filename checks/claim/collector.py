@@ -27,6 +27,7 @@ CLAIMS_DIRECTORY = "claims"
 
 CASE = pytest.StashKey[Case]()
 CLAIM = pytest.StashKey[Claim]()
+ORDER = pytest.StashKey[tuple[int, int]]()  # the pair's place in the claim, then the case's place in its expansion
 
 
 class ClaimModule(pytest.Module):
@@ -46,6 +47,8 @@ class ClaimModule(pytest.Module):
             lines = [problem.render(Path(shown)) for problem in error.problems]
             raise self.CollectError("\n".join(lines)) from error
         self.calibrated = calibrated_cases(self.claim)
+        self._pairs: dict[tuple[str | None, str | None], int] = {}
+        self._collected = 0
         selected = {check.id: check.function for check in selected_checks(self.claim)}
         module = types.ModuleType(self.claim.name, self.claim.statement)
         vars(module).update(selected)
@@ -62,8 +65,11 @@ class ClaimModule(pytest.Module):
     def _items(self, name: str, function: object) -> Iterator[pytest.Item]:
         made = self.ihook.pytest_pycollect_makeitem(collector=self, name=name, obj=function)
         for item, case in zip(made, cases_of_check(self.claim, discovered_checks()[name]), strict=True):
+            pair = self._pairs.setdefault((case.component, case.reference), len(self._pairs))
+            self._collected += 1
             item.stash[CASE] = case
             item.stash[CLAIM] = self.claim
+            item.stash[ORDER] = (pair, self._collected)
             yield item
 
 
@@ -93,18 +99,17 @@ def parametrize(metafunc: pytest.Metafunc, module: ClaimModule) -> None:
 
 
 def in_pair_order(items: list[pytest.Item]) -> list[pytest.Item]:
-    """Cases of one claim side by side by pair, so that a session opens each pair once; other tests keep their place."""
-    order: dict[tuple[Path, str | None, str | None], int] = {}
+    """Cases of one claim side by side by pair, so that a session opens each pair once; other tests keep their place.
+
+    pytest's own reordering of session-scoped parameters treats the layer like the pair and scatters both.
+    """
+    claims: dict[Path, int] = {}
     for item in items:
         if CASE in item.stash:
-            order.setdefault(_pair_of(item), len(order))
-    sorted_cases = iter(sorted((item for item in items if CASE in item.stash), key=lambda item: order[_pair_of(item)]))
-    return [next(sorted_cases) if CASE in item.stash else item for item in items]
-
-
-def _pair_of(item: pytest.Item) -> tuple[Path, str | None, str | None]:
-    case = item.stash[CASE]
-    return item.path, case.component, case.reference
+            claims.setdefault(item.path, len(claims))
+    cases = (item for item in items if CASE in item.stash)
+    in_order = iter(sorted(cases, key=lambda item: (claims[item.path], item.stash[ORDER])))
+    return [next(in_order) if CASE in item.stash else item for item in items]
 
 
 def is_claim_file(path: Path, config: pytest.Config) -> bool:

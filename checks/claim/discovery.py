@@ -1,4 +1,4 @@
-"""Which checks exist: every public function of a family module in `checks/` that takes a judge. There is no registry."""
+"""Which checks exist: every public function of a family module in `checks/` that takes a judge. No registry."""
 
 from __future__ import annotations
 

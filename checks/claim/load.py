@@ -11,6 +11,7 @@ from typing import Any
 
 from checks.catalog import entry as catalog
 from checks.catalog.architecture import Architecture, from_config
+from checks.catalog.entry import keys as catalog_keys
 from checks.catalog.nearest import nearest
 from checks.claim.discovery import check_names
 from checks.claim.model import Claim, Component, ModelSource, Reference, ThresholdOverride
@@ -54,9 +55,9 @@ class _NameProblems:
         return problems
 
     def of_key(self, key: str, path: KeyPath) -> list[Problem]:
-        if key in catalog.keys():
+        if key in catalog_keys():
             return []
-        hint = suggestion(key, catalog.keys()) or "; write {name: ..., path: ...} for a model outside the catalogue"
+        hint = suggestion(key, catalog_keys()) or "; write {name: ..., path: ...} for a model outside the catalogue"
         return [Problem(self.source.value_mark(path), f"unknown model {key!r}{hint}")]
 
     def of_checks(self) -> list[Problem]:
@@ -140,7 +141,7 @@ class _ClaimBuilder:
         architectures = self._architectures(value, path, directory, name)
         return ModelSource(
             name=name,
-            catalog_key=name if name in catalog.keys() else None,
+            catalog_key=name if name in catalog_keys() else None,
             path=str(directory) if directory else None,
             repo=value.get("repo"),
             revision=value.get("revision"),
@@ -159,7 +160,7 @@ class _ClaimBuilder:
         if "path" not in value:
             return None
         directory = (self.directory / value["path"]).resolve()
-        if not directory.is_dir() and "config" not in value and value.get("name") not in catalog.keys():
+        if not directory.is_dir() and "config" not in value and value.get("name") not in catalog_keys():
             self._problem(
                 (*path, "path"),
                 f"no directory {value['path']!r} beside the claim (looked for {directory}); "
@@ -174,7 +175,7 @@ class _ClaimBuilder:
             return self._read_config((self.directory / value["config"]).resolve(), (*path, "config"))
         if directory is not None and (directory / "config.json").is_file():
             return self._read_config(directory / "config.json", (*path, "path"))
-        if name in catalog.keys():
+        if name in catalog_keys():
             return catalog.load(name).components
         if "repo" in value:
             self._problem((*path, "repo"), "a model outside the catalogue brings its config: add config: config.json")
@@ -189,7 +190,9 @@ class _ClaimBuilder:
         layers = max((one.num_hidden_layers or 0 for one in architectures.values()), default=0)
         if layers > MOST_LAYERS:
             # Every layer becomes a case: a size from a checkpoint is not trusted.
-            self._problem(path, f"{file} cannot be used as a config.json: {layers} layers, at most {MOST_LAYERS} are tested")
+            self._problem(
+                path, f"{file} cannot be used as a config.json: {layers} layers, at most {MOST_LAYERS} are tested"
+            )
         return architectures
 
     # Components and panels
@@ -285,7 +288,7 @@ def catalogued_source(key: str, prefix: str | None = None) -> ModelSource:
 
 
 def reference_prefixes(source: ModelSource, component: str | None, candidate_prefix: str) -> tuple[str, ...]:
-    """Prefixes to try on a reference's tensor names, in order; the last, empty one fits a checkpoint of that part alone.
+    """Prefixes to try on a reference's tensor names, in order; the empty one fits a checkpoint of that part alone.
 
     The claim's own prefix is final. Otherwise: what the catalogue knows, then the candidate's prefix, then none.
     """

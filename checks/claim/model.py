@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from checks.catalog.architecture import Architecture
 
+
 @dataclass(frozen=True)
 class ModelSource:
     """One model of a claim: its name in cases, where its weights are, and what is known without them.

@@ -36,9 +36,7 @@ def classify(
     return _as_error(report, check, f"{check} returned without judging its case; a check must call judge")
 
 
-def _failed(
-    report: pytest.TestReport, check: str, evidence: Evidence | None, raised: BaseException | None
-) -> Evidence:
+def _failed(report: pytest.TestReport, check: str, evidence: Evidence | None, raised: BaseException | None) -> Evidence:
     if report.when == "call" and isinstance(raised, ContradictingEvidence) and evidence is not None:
         if evidence.outcome == DISCLOSED:
             report.outcome = "skipped"

@@ -46,7 +46,7 @@ def schema_problems(source: Source) -> list[Problem]:
     """Every way in which the file's data breaks the schema, located; an empty list when it fits."""
     if source.data is None:
         return [Problem(source.mark(()), "the file is empty; a claim needs the keys claim, statement and model")]
-    problems = []
+    problems: list[Problem] = []
     for error in validator().iter_errors(source.data):
         problems.extend(_problems_of(source, error, ()))
     return problems
@@ -54,25 +54,28 @@ def schema_problems(source: Source) -> list[Problem]:
 
 def _problems_of(source: Source, error: ValidationError, parent: KeyPath) -> Iterator[Problem]:
     path = (*parent, *error.relative_path) if parent else tuple(error.absolute_path)
-    kind = error.validator
+    kind = str(error.validator)
+    schema: Any = error.schema
+    limit: Any = error.validator_value
+    instance: Any = error.instance
     if kind == "anyOf":
         yield from _problems_of_best_branch(source, error, path)
     elif kind == "additionalProperties":
-        known = list(error.schema.get("properties", {}))
-        for key in error.instance:
+        known = list(schema.get("properties", {}))
+        for key in instance:
             if key not in known:
                 hint = suggestion(key, known) or f"; known keys: {', '.join(known)}"
                 yield Problem(source.mark((*path, key)), f"unknown key {key!r}{hint}")
     elif kind == "required":
-        for key in error.validator_value:
-            if key not in error.instance:
+        for key in limit:
+            if key not in instance:
                 yield Problem(source.mark(path), f"missing key {key!r}")
     elif kind == "type":
         yield Problem(source.value_mark(path), _type_message(path, error))
     elif isinstance(error.instance, str) and (*path, error.instance) in source.key_marks:
         # propertyNames reports the key as the instance, at the path of its mapping.
         name_path = (*path, error.instance)
-        yield Problem(source.mark(name_path), f"name {error.instance!r} does not match {error.validator_value}")
+        yield Problem(source.mark(name_path), f"name {error.instance!r} does not match {limit}")
     else:
         yield Problem(source.value_mark(path), f"{_label(path)}: {_constraint(error)}")
 
@@ -103,7 +106,7 @@ def _label(path: KeyPath) -> str:
 
 
 def _type_message(path: KeyPath, error: ValidationError) -> str:
-    expected = error.validator_value
+    expected: Any = error.validator_value
     names = [expected] if isinstance(expected, str) else list(expected)
     wanted = " or ".join(_EXPECTED_NAMES.get(name, name) for name in names)
     found = _TYPE_NAMES.get(type(error.instance), type(error.instance).__name__)
@@ -124,4 +127,4 @@ def _constraint(error: ValidationError) -> str:
         "minProperties": f"needs at least {limit} keys" if limit != 1 else "must not be empty",
         "uniqueItems": "names something twice",
     }
-    return messages.get(str(error.validator), error.message)
+    return messages.get(str(error.validator), str(error.message))

@@ -35,10 +35,12 @@ EXIT_ERRORS = 11
 DISGUISES = frozenset({"permutation", "rotation", "vocabulary"})
 
 LIMITS = (
-    "distillation, copied data, tokenizer or architecture, and ancestors outside the panel leave no trace in the weights",
+    "distillation, copied data, tokenizer or architecture, and ancestors outside the panel are not seen in the weights",
     "no test tells the direction of copying",
 )
-NOT_PERMUTATION_PROOF = "not proof against permuted weights: every check that this rests on compares units in stored order"
+NOT_PERMUTATION_PROOF = (
+    "not proof against permuted weights: every check that this rests on compares units in stored order"
+)
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,9 @@ def _decide_component(claim: Claim, component: Component, results: list[CaseResu
         return ComponentVerdict(component, PARTIAL, (f"no report of {_listed(unreported)}",))
     disclosed = sorted({str(one.case.reference) for one in results if one.is_decisive and one.outcome == DISCLOSED})
     if disclosed:
-        return ComponentVerdict(component, REUSE_DISCLOSED, (f"disclosed and found: weights of {', '.join(disclosed)}",))
+        return ComponentVerdict(
+            component, REUSE_DISCLOSED, (f"disclosed and found: weights of {', '.join(disclosed)}",)
+        )
     missing = _what_is_missing(claim, component, results)
     if missing:
         return ComponentVerdict(component, OPEN, tuple(missing))
@@ -172,7 +176,7 @@ def direction_of_copying(candidate: ModelSource, reference: ModelSource) -> str:
     digits = min(len(ours.released), len(theirs.released))
     before, after = theirs.released[:digits], ours.released[:digits]
     if before > after:
-        order = f"released later ({theirs.released}) than the candidate ({ours.released}): copying went the other way, if at all"
+        order = f"released later ({theirs.released}) than the candidate ({ours.released}): not the source"
     elif before < after:
         order = f"released earlier ({theirs.released}) than the candidate ({ours.released})"
     else:
@@ -216,7 +220,7 @@ def _what_is_missing(claim: Claim, component: Component, results: list[CaseResul
 
 
 def _is_robust(check: str) -> bool:
-    return threshold(check).withstands is not None and DISGUISES <= set(threshold(check).withstands)
+    return set(threshold(check).withstands) >= DISGUISES
 
 
 def _has_robust_check() -> bool:

@@ -42,7 +42,9 @@ def decide_by_bands(
     supports_below, contradicts_from = limits.supports_below, limits.contradicts_from
     if contradicts_from is not None and value >= contradicts_from:
         if spread is not None and spread >= contradicts_from:
-            return Decision(INCONCLUSIVE, f"{shown}, but {null_elements} elements allow {format_value(spread)} by chance")
+            return Decision(
+                INCONCLUSIVE, f"{shown}, but {null_elements} elements allow {format_value(spread)} by chance"
+            )
         return Decision(CONTRADICTS, f"{shown} reaches the contradicting bound {format_value(contradicts_from)}", True)
     if supports_below is None or value >= supports_below:
         return Decision(INCONCLUSIVE, f"{shown} lies between the bounds", True)
@@ -83,9 +85,9 @@ class CalibratedTest(Protocol):
 def decide_calibrated(limits: Threshold, test: CalibratedTest, calibrated_cases: int) -> Decision:
     """What does a calibrated test say, at the family-wise level of a claim with so many calibrated cases?
 
-    It contradicts with |z| at or above the corrected critical value and an effect of at least the minimum; supports when
-    its two-sided p-value is unremarkable and an effect of `detectable_effect_at_most` would have been found; otherwise it
-    is inconclusive.
+    It contradicts with |z| at or above the corrected critical value and an effect of at least the minimum; supports
+    when its two-sided p-value is unremarkable and an effect of `detectable_effect_at_most` would have been found;
+    otherwise it is inconclusive.
     """
     critical = corrected_critical_z(limits, calibrated_cases)
     assert limits.minimum_effect is not None

@@ -1,4 +1,4 @@
-"""verdict.json and evidence.jsonl: the record of a run, without times and worker ids, so that equal evidence is equal bytes."""
+"""verdict.json and evidence.jsonl: the record of a run, with no times and no workers: same evidence, same bytes."""
 
 from __future__ import annotations
 

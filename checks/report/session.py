@@ -44,7 +44,8 @@ class ClaimSession:
                 continue
             if claim.name in places:
                 raise pytest.UsageError(
-                    f"{self._shown(path)}:{claim.line}: the claim {claim.name!r} stands in {self._shown(places[claim.name])} "
+                    f"{self._shown(path)}:{claim.line}: the claim {claim.name!r} stands in "
+                    f"{self._shown(places[claim.name])} "
                     "too; give one of them another name"
                 )
             places[claim.name] = path
@@ -105,5 +106,3 @@ class ClaimSession:
 
     def _shown(self, path: Path) -> str:
         return shown_path(path, self.config.invocation_params.dir)
-
-

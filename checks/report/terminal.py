@@ -21,7 +21,13 @@ from checks.evidence.record import (
 from checks.evidence.thresholds import families, threshold
 
 _SEVERITY = (CONTRADICTS, ERROR, DISCLOSED, INCONCLUSIVE, SUPPORTS, UNAVAILABLE, NOT_APPLICABLE)
-_COLOURS = {"REFUTED": "red", "SUPPORTED": "green", "DISCLOSED": "yellow", "INCONCLUSIVE": "yellow", "PARTIAL": "yellow"}
+_COLOURS = {
+    "REFUTED": "red",
+    "SUPPORTED": "green",
+    "DISCLOSED": "yellow",
+    "INCONCLUSIVE": "yellow",
+    "PARTIAL": "yellow",
+}
 _MOST_REASONS = 8
 
 
@@ -97,6 +103,5 @@ def _described(one: CaseResult, evidence: Evidence) -> str:
     bound = evidence.details.get("critical_z") or evidence.threshold.get("contradicts_from", limits.contradicts_from)
     if evidence.value is None:
         return f"{evidence.outcome:<14} {one.case.id}"
-    return f"{evidence.outcome:<14} {one.case.id} = {format_value(evidence.value)} (contradicts from {format_value(bound)})"
-
-
+    value = f"{format_value(evidence.value)} (contradicts from {format_value(bound)})"
+    return f"{evidence.outcome:<14} {one.case.id} = {value}"

@@ -140,7 +140,7 @@ class CombinedUnitTest:
     total_scale: float
 
     def detectable_effect(self, critical_z: float) -> float:
-        """Smallest effect that, present in every MLP, takes the joint score to `critical_z`; above 1 there is no power."""
+        """Smallest effect that, in every MLP, takes the joint score to `critical_z`; above 1 there is no power."""
         return critical_z * math.sqrt(self.tests) / self.total_scale
 
 

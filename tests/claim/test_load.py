@@ -124,7 +124,10 @@ def test_all_mistakes_of_a_file_come_at_once_each_at_its_place(write_claim: Writ
         ({"model": "axk1", "references": [{"path": ".", "revision": "x"}]}, "a revision belongs to a repo"),
         ({"model": "axk1", "references": [7]}, "expected a key of the catalogue, or a mapping"),
         ({"model": "axk1", "references": [{"pth": "x"}]}, "unknown key 'pth'; did you mean 'path'?"),
-        ({"model": "axk1", "references": ["kimi_k2"], "thresholds": {"similarity.mean": {"reason": "r"}}}, "at least 2"),
+        (
+            {"model": "axk1", "references": ["kimi_k2"], "thresholds": {"similarity.mean": {"reason": "r"}}},
+            "at least 2",
+        ),
         (
             {
                 "model": "axk1",
@@ -152,7 +155,10 @@ def test_all_mistakes_of_a_file_come_at_once_each_at_its_place(write_claim: Writ
             },
             "disclosed model 'kimi_k3' is not in this component's panel",
         ),
-        ({"model": "axk1", "components": {"Te-xt": {"prefix": ""}}, "references": ["kimi_k2"]}, "'Te-xt' does not match"),
+        (
+            {"model": "axk1", "components": {"Te-xt": {"prefix": ""}}, "references": ["kimi_k2"]},
+            "'Te-xt' does not match",
+        ),
         ({"model": "axk1", "references": ["kimi_k2"], "claim": "Not-A-Name"}, "does not match"),
     ],
 )

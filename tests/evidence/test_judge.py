@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import pytest
 from hypothesis import given
@@ -104,8 +105,9 @@ def test_a_calibrated_test_needs_level_effect_and_power(test: Measured, outcome:
 
 
 def test_the_level_is_shared_by_the_calibrated_cases_of_the_claim() -> None:
-    assert corrected_critical_z(UNITS, 1) == pytest.approx(4.8916, abs=1e-3)
-    assert corrected_critical_z(UNITS, 52) == pytest.approx(5.643, abs=1e-2)
+    for cases in (1, 52):
+        expected = -NormalDist().inv_cdf(1e-6 / cases / 2)
+        assert corrected_critical_z(UNITS, cases) == pytest.approx(expected, rel=1e-9)
 
 
 def test_support_returns_and_is_recorded() -> None:

@@ -45,7 +45,7 @@ def test_the_five_key_rule_has_the_documented_bands(value: int, means: str) -> N
 
 
 def test_a_check_without_an_entry_is_an_error() -> None:
-    with pytest.raises(ThresholdError, match="no entry for 'similarity.absent'"):
+    with pytest.raises(ThresholdError, match=r"no entry for 'similarity\.absent'"):
         threshold("similarity.absent")
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from checks.statistics import units
 from checks.statistics.units import (
     UnitTest,
+    combine,
     critical_z,
-    detectable_effect,
     stouffer,
     two_sided_log_p,
     unit_permutation_test,
@@ -236,9 +236,52 @@ def test_critical_z_of_known_levels() -> None:
             critical_z(alpha, tests)
 
 
-def test_detectable_effect_is_where_stouffer_becomes_critical() -> None:
-    tests = [UnitTest(1.0, 0.1, 10.0, 8), UnitTest(None, None, None, 1, "none"), UnitTest(3.0, 0.1, 30.0, 8)]
-    effect = detectable_effect(tests, 5.0)
-    assert stouffer([effect * test.scale for test in tests if test.scale is not None]) == pytest.approx(5)
-    assert detectable_effect(tests[1:2], 5.0) is None
-    assert detectable_effect([], 5.0) is None
+SOME_TESTS = [UnitTest(1.0, 0.1, 10.0, 8), UnitTest(None, None, None, 1, "none"), UnitTest(6.0, 0.2, 30.0, 8)]
+
+
+def test_detectable_effect_is_where_the_joint_score_becomes_critical() -> None:
+    combined = combine(SOME_TESTS)
+    assert combined is not None
+    effect = combined.detectable_effect(5.0)
+    assert stouffer([effect * test.scale for test in SOME_TESTS if test.scale is not None]) == pytest.approx(5)
+    at_the_limit = combine(
+        UnitTest(effect * test.scale, effect, test.scale, 8) for test in SOME_TESTS if test.scale is not None
+    )
+    assert at_the_limit is not None
+    assert at_the_limit.z == pytest.approx(5)
+    assert at_the_limit.effect == pytest.approx(effect)
+
+
+def test_combined_score_is_stouffers_and_effect_times_scale() -> None:
+    combined = combine(SOME_TESTS)
+    assert combined is not None
+    assert combined.tests == 2
+    assert combined.z == pytest.approx(7 / math.sqrt(2))
+    assert combined.effect == pytest.approx((10 * 0.1 + 30 * 0.2) / 40)
+    assert combined.z == pytest.approx(combined.effect * (10 + 30) / math.sqrt(2))
+    assert combined.log_p == pytest.approx(two_sided_log_p(7 / math.sqrt(2)))
+
+
+@given(seed=st.integers(0, 999), layers=st.integers(1, 4))
+@settings(deadline=None, max_examples=20)
+def test_combined_score_of_real_tests_is_effect_times_scale(seed: int, layers: int) -> None:
+    tests = [
+        unit_permutation_test([normal(seed + 10 * i, 12, 5)], [normal(seed + 10 * i + 5000, 12, 5)])
+        for i in range(layers)
+    ]
+    combined = combine(tests)
+    assert combined is not None
+    total = sum(test.scale for test in tests if test.scale is not None)
+    assert combined.z == pytest.approx(combined.effect * total / math.sqrt(layers), rel=1e-9, abs=1e-9)
+    assert combined.z == pytest.approx(stouffer(test.z for test in tests), rel=1e-12, abs=1e-12)
+
+
+def test_combine_of_nothing_is_none() -> None:
+    assert combine([]) is None
+    assert combine(SOME_TESTS[1:2]) is None
+
+
+def test_combine_of_tests_without_effect_is_zero_not_missing() -> None:
+    combined = combine([UnitTest(0.0, 0.0, 10.0, 8)])
+    assert combined is not None
+    assert (combined.z, combined.effect, combined.log_p) == (0.0, 0.0, 0.0)
