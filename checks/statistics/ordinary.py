@@ -42,7 +42,7 @@ def ordinary_reason(tensor: Tensor) -> str | None:
     The first elements and lines are tried first, but they can only end the search: whatever is called ordinary was read
     in full. NaN counts as one more value; non-finite values exclude the last three tests. Known misses: tables with a
     zeroed padding row, 2-D position grids flattened to one axis, tables whose angles were computed below float32.
-    Source: design.md, `identity.sha256` (tensors that any model could have are listed and do not count).
+    Source: this suite; `identity.sha256` lists such tensors and does not count them.
     """
     tensor = _readable(tensor.detach())
     if tensor.numel() == 0:

@@ -1,4 +1,4 @@
-"""Exact index test: do the same-numbered hidden units of two layers resemble each other? (T1a of methods.md, 3.1)"""
+"""Exact index test: do the same-numbered hidden units of two layers resemble each other? (Zhu et al., arXiv 2502.12292)"""
 
 from __future__ import annotations
 
