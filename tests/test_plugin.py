@@ -402,7 +402,7 @@ def test_an_override_is_shown_with_its_reason(pytester: pytest.Pytester, example
 
 def test_options_and_marks_are_documented_by_pytest_itself(pytester: pytest.Pytester) -> None:
     help_text = pytester.runpytest("--help").stdout.str()
-    for option in ("--report=DIR", "--allow-missing", "--offline", "--device"):
+    for option in ("--report=DIR", "--allow-missing", "--offline", "--torch-device"):
         assert option in help_text
     markers = pytester.runpytest("--markers").stdout.str()
     assert "@pytest.mark.independence:" in markers
@@ -413,7 +413,7 @@ def test_an_unknown_device_is_an_error_of_the_run_and_not_of_the_model(
     pytester: pytest.Pytester, example: Example
 ) -> None:
     example()
-    result = pytester.runpytest("claims", "-k", "mean", "--device", "abacus")
+    result = pytester.runpytest("claims", "-k", "mean", "--torch-device", "abacus")
     assert result.ret == 11
     assert "failed" not in result.parseoutcomes()
-    result.stdout.fnmatch_lines(["*--device abacus: torch knows no such device*"])
+    result.stdout.fnmatch_lines(["*--torch-device abacus: torch knows no such device*"])

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+from checks.checkpoint.checkpoint import Checkpoint
+from checks.checkpoint.pair import Pair
+from checks.claim.discovery import check_names
+from checks.escalation import WeightOpinion, weigh_pair
+from checks.evidence.judge import Judge, JudgeContext
+from checks.evidence.record import CONTRADICTS, INCONCLUSIVE, SUPPORTS
+
+Tensors = dict[str, torch.Tensor]
+Llama = Callable[..., Tensors]
+Save = Callable[..., Path]
+Open = Callable[..., Pair]
+Weigh = Callable[..., WeightOpinion]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Small tensors are slower on many threads, and far slower when other processes use the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def weigh(save_checkpoint: Save, open_pair: Open) -> Weigh:
+    """What the weights of a pair say to a suspicion."""
+
+    def run(
+        ours: Path | Tensors,
+        theirs: Path | Tensors,
+        cases: int = 1,
+        overrides: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> WeightOpinion:
+        pair = open_pair(
+            ours if isinstance(ours, Path) else save_checkpoint("ours", ours),
+            theirs if isinstance(theirs, Path) else save_checkpoint("theirs", theirs),
+        )
+        context = JudgeContext("id", "test", "claims/test.yaml:1", "reference", False, cases, overrides or {})
+        judge = Judge("architecture.identical", context)
+        opinion = weigh_pair(pair, judge)
+        assert judge.evidence is None
+        return opinion
+
+    return run
+
+
+def loaded(directory: Path) -> Tensors:
+    checkpoint = Checkpoint(directory)
+    return {name: checkpoint.read(name) for name in checkpoint.tensors}
+
+
+def noisy(tensors: Tensors, size: float) -> Tensors:
+    """Every tensor with noise of `size` times its spread."""
+    generator = torch.Generator().manual_seed(77)
+    return {
+        name: (tensor.float() + size * tensor.float().std() * torch.randn(tensor.shape, generator=generator)).to(
+            tensor.dtype
+        )
+        for name, tensor in tensors.items()
+    }
+
+
+def test_escalation_is_no_family_of_checks() -> None:
+    assert not any(name.startswith("escalation") for name in check_names())
+
+
+def test_independent_weights_clear(examples: Path, weigh: Weigh) -> None:
+    for reference in ("base", "derived"):
+        opinion = weigh(examples / "independent", examples / reference)
+        assert opinion.outcome == SUPPORTS
+        assert opinion.powered
+        assert opinion.reason.startswith("independent weights")
+        # identity.sha256 also supports, and nothing may rest on it.
+        assert "identity.sha256" not in opinion.reason
+        assert set(opinion.details) == {"identity.sha256", "similarity.mean", "independence.units"}
+
+
+def test_fine_tuned_weights_confirm(examples: Path, weigh: Weigh) -> None:
+    opinion = weigh(examples / "derived", examples / "base")
+    assert opinion.outcome == CONTRADICTS
+    assert "similarity.mean" in opinion.reason
+    assert "independence.units" in opinion.reason
+
+
+def test_one_measurement_that_contradicts_is_enough(examples: Path, weigh: Weigh) -> None:
+    independent, base = loaded(examples / "independent"), loaded(examples / "base")
+    one_tensor = independent | {"lm_head.weight": base["lm_head.weight"]}
+    opinion = weigh(one_tensor, examples / "base")
+    assert opinion.outcome == CONTRADICTS
+    assert opinion.reason.startswith("inherited weights: identity.sha256")
+    assert opinion.details["similarity.mean"].startswith(SUPPORTS)
+
+
+def test_weights_that_cannot_be_had_leave_it_open(examples: Path, tmp_path: Path, weigh: Weigh) -> None:
+    for ours, theirs in ((examples / "base", tmp_path / "gone"), (tmp_path / "gone", examples / "base")):
+        opinion = weigh(ours, theirs)
+        assert opinion.outcome == INCONCLUSIVE
+        assert not opinion.powered
+        assert "gone" in opinion.reason
+
+
+def test_nothing_comparable_leaves_it_open(llama_tensors: Llama, weigh: Weigh) -> None:
+    """Zero equal tensors support nothing."""
+    opinion = weigh(llama_tensors(1), llama_tensors(1, hidden_size=48, head_dim=12, intermediate_size=128))
+    assert opinion.outcome == INCONCLUSIVE
+    assert not opinion.powered
+    assert opinion.details["identity.sha256"].startswith(SUPPORTS)
+
+
+def test_undefined_weights_leave_it_open(llama_tensors: Llama, weigh: Weigh) -> None:
+    broken = {name: torch.full_like(tensor, math.nan) for name, tensor in llama_tensors(1).items()}
+    assert weigh(broken, llama_tensors(1)).outcome == INCONCLUSIVE
+
+
+def test_mean_and_neurons_at_odds_end_contradicting(examples: Path, weigh: Weigh) -> None:
+    """Heavy noise: a mean cosine near 0.1 is between the bands, and the neurons still tell."""
+    opinion = weigh(noisy(loaded(examples / "base"), 12.0), examples / "base")
+    assert opinion.outcome == CONTRADICTS
+    assert not opinion.details["similarity.mean"].startswith(CONTRADICTS)
+
+
+def test_overrides_of_the_claim_apply(examples: Path, weigh: Weigh) -> None:
+    tuned = noisy(loaded(examples / "base"), 0.7)
+    plain = weigh(tuned, examples / "base")
+    loosened = weigh(tuned, examples / "base", overrides={"similarity.mean": {"contradicts_from": 0.99}})
+    assert plain.details["similarity.mean"].startswith(CONTRADICTS)
+    assert loosened.details["similarity.mean"].startswith(INCONCLUSIVE)
+
+
+def test_level_is_that_of_the_whole_claim(examples: Path, weigh: Weigh) -> None:
+    one = weigh(examples / "independent", examples / "base", cases=1).details["independence.units"]
+    many = weigh(examples / "independent", examples / "base", cases=1000).details["independence.units"]
+    assert "critical 4.89" in one
+    assert "critical 6.1" in many
+
+
+def test_small_part_in_common_does_not_clear(llama_tensors: Llama, weigh: Weigh) -> None:
+    """Attention, a quarter of the weights, and no MLP at all."""
+    theirs = {name: tensor for name, tensor in llama_tensors(2).items() if ".mlp." not in name}
+    assert weigh(llama_tensors(1), theirs).outcome == INCONCLUSIVE
+
+
+@pytest.mark.parametrize("inherited", ["embed_tokens", "lm_head", "norm"])
+def test_inherited_part_outside_the_layers_matrices_is_not_cleared(
+    inherited: str, examples: Path, weigh: Weigh
+) -> None:
+    """Copied and trained on, so that no byte is equal: the layers are independent, and the model is not."""
+    tuned = noisy(loaded(examples / "base"), 0.1)
+    mixed = {
+        name: tuned[name] if inherited in name else tensor for name, tensor in loaded(examples / "independent").items()
+    }
+    assert weigh(mixed, examples / "base").outcome != SUPPORTS
