@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from checks.evidence.judge import Judge
 
 
+# The documents' own tables have seven rows.
+FEWEST_KNOWN_KEYS = 7
+
+
 def identical(pair: Pair, judge: Judge) -> None:
     """Is the configuration that of the reference, by the documents' five keys?
 
@@ -131,6 +135,8 @@ def _judge_matches(pair: Pair, judge: Judge, rows: list[KeyComparison], *, as_sh
     unknown = 0 if as_share else len(rows) - len(known)
     value: float = equal / len(known) if as_share else equal
     decision = decide_by_bands(judge.threshold, value)
+    if as_share and len(known) < FEWEST_KNOWN_KEYS:
+        decision = Decision(INCONCLUSIVE, f"no power: only {len(known)} keys are known on both sides")
     if unknown and decide_by_bands(judge.threshold, value + unknown).outcome != decision.outcome:
         decision = Decision(INCONCLUSIVE, f"{equal} keys are equal and {unknown} are unknown, which leaves it open")
     if decision.outcome == CONTRADICTS:

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from checks.checkpoint.errors import CheckpointUnavailable
-from checks.evidence.judge import Decision, decide_by_bands, decide_calibrated
+from checks.evidence.judge import Decision, decide_by_bands, decide_by_summary, decide_calibrated, decide_category
 from checks.evidence.record import CONTRADICTS, INCONCLUSIVE, SUPPORTS
 
 if TYPE_CHECKING:
+    from checks.checkpoint.comparison import CosineSummary
     from checks.checkpoint.pair import Pair
     from checks.evidence.judge import Judge
 
@@ -29,13 +30,16 @@ def weigh_pair(pair: Pair, judge: Judge) -> WeightOpinion:
     """Do this reference's weights confirm a suspicion or clear it?
 
     Measures the pair itself, with the thresholds of the claim, and does not look at other cases: equal tensors, the
-    mean centred cosine and the permutation test of neurons. Inherited if any contradicts; independent if none does and
-    one that SUPPORTED may rest on supports with power; inconclusive otherwise, and without weights.
+    mean and the highest category's centred cosine, and the permutation test of neurons. Inherited if any contradicts;
+    independent if none does and one that SUPPORTED may rest on supports with power; inconclusive otherwise, and without
+    weights.
     """
     try:
         decisions = {
             "identity.sha256": _equal_tensors(pair, judge),
-            "similarity.mean": _mean_cosine(pair, judge),
+            "similarity.mean": _summary(pair.elementwise().mean(), "similarity.mean", judge),
+            "similarity.embedding": _summary(pair.elementwise().category("embedding"), "similarity.embedding", judge),
+            "similarity.category": _highest_category(pair, judge),
             "independence.units": _neurons(pair, judge),
         }
     except CheckpointUnavailable as error:
@@ -44,6 +48,9 @@ def weigh_pair(pair: Pair, judge: Judge) -> WeightOpinion:
     contradicting = [check for check, decision in decisions.items() if decision.outcome == CONTRADICTS]
     if contradicting:
         return WeightOpinion(CONTRADICTS, f"inherited weights: {_reasons(decisions, contradicting)}", True, details)
+    open_ = [check for check, decision in decisions.items() if decision.keeps_open]
+    if open_:
+        return WeightOpinion(INCONCLUSIVE, f"the weights leave it open: {_reasons(decisions, open_)}", False, details)
     clearing = [
         check
         for check, decision in decisions.items()
@@ -64,16 +71,19 @@ def _equal_tensors(pair: Pair, judge: Judge) -> Decision:
     return decide_by_bands(judge.threshold_of("identity.sha256"), len(pair.elementwise().identical))
 
 
-def _mean_cosine(pair: Pair, judge: Judge) -> Decision:
-    summary = pair.elementwise().mean()
-    if summary.cosine is None:
-        return Decision(INCONCLUSIVE, "no weight matrix has a counterpart of equal name and shape")
-    limits = judge.threshold_of("similarity.mean")
-    return decide_by_bands(limits, summary.cosine, summary.null_elements, summary.coverage)
+def _summary(summary: CosineSummary, check: str, judge: Judge) -> Decision:
+    if not summary.counterparts:
+        return Decision(INCONCLUSIVE, "no tensor has a counterpart of equal name and shape")
+    return decide_by_summary(judge.threshold_of(check), summary)
+
+
+def _highest_category(pair: Pair, judge: Judge) -> Decision:
+    found = decide_category(judge.threshold_of("similarity.category"), pair.elementwise())
+    return Decision(INCONCLUSIVE, "no tensor has a counterpart of equal name and shape") if found is None else found[1]
 
 
 def _neurons(pair: Pair, judge: Judge) -> Decision:
-    combined = pair.units()
-    if combined is None:
-        return Decision(INCONCLUSIVE, "no MLP has a counterpart of equal shape in the same layer")
-    return decide_calibrated(judge.threshold_of("independence.units"), combined, judge.context.calibrated_cases)
+    tests = pair.units()
+    if tests is None:
+        return Decision(INCONCLUSIVE, "no MLP has a counterpart of equal shape in the same place")
+    return decide_calibrated(judge.threshold_of("independence.units"), tests, judge.context.calibrated_cases)

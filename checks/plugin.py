@@ -45,7 +45,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--offline", action="store_true", help="use no network (implies --allow-missing)")
     group.addoption(
-        "--device",
+        "--torch-device",
+        metavar="DEVICE",
         default="auto",
         help="where statistics are computed: auto (a GPU for each worker, else the CPU), cpu, cuda or cuda:N",
     )
@@ -115,7 +116,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def device(pytestconfig: pytest.Config) -> Callable[[], str]:
     """Chooses the torch device of this worker, once weights are about to be read: choosing imports torch."""
     worker_id = str(getattr(pytestconfig, "workerinput", {}).get("workerid", "gw0"))
-    return partial(choose_device, str(pytestconfig.getoption("device")), int(worker_id.removeprefix("gw")))
+    return partial(choose_device, str(pytestconfig.getoption("torch_device")), int(worker_id.removeprefix("gw")))
 
 
 @pytest.fixture(scope="session")

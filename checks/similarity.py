@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from checks.evidence.judge import decide_by_bands
-from checks.evidence.record import INCONCLUSIVE
+from checks.evidence.judge import decide_by_summary, decide_category
 
 if TYPE_CHECKING:
-    from checks.checkpoint.pair import CosineSummary, Pair
+    from checks.checkpoint.comparison import CosineSummary
+    from checks.checkpoint.pair import Pair
     from checks.evidence.judge import Judge
 
 
@@ -46,8 +46,8 @@ def layer(pair: Pair, layer: int, judge: Judge) -> None:
     """
     comparison = pair.elementwise()
     if layer not in comparison.layers():
-        judge.not_applicable(f"the candidate's tensors name no weight matrix of layer {layer}", read=pair.read())
-    _judge_summary(pair, judge, comparison.layer(layer), f"weight matrix of layer {layer}")
+        judge.not_applicable("the candidate's tensors name no weight matrix of this layer", read=pair.read())
+    _judge_summary(pair, judge, comparison.layer(layer), "weight matrix of this layer")
 
 
 def early_layers(pair: Pair, judge: Judge) -> None:
@@ -88,23 +88,23 @@ def category(pair: Pair, judge: Judge) -> None:
     Known false positives: none for centred cosines; raw cosines of norms are recorded and never decide.
     """
     comparison = pair.elementwise()
-    summaries = {name: comparison.category(name) for name in comparison.categories()}
-    compared = {name: summary for name, summary in summaries.items() if summary.cosine is not None}
-    if not compared:
+    found = decide_category(judge.threshold, comparison)
+    if found is None:
         judge.not_applicable("no tensor has a counterpart of equal name and shape", read=pair.read())
-    decisions = {
-        name: decide_by_bands(judge.threshold, summary.cosine, summary.null_elements, summary.coverage)
-        for name, summary in compared.items()
-    }
-    with_power = [name for name in compared if decisions[name].powered] or list(compared)
-    highest = max(with_power, key=lambda name: compared[name].cosine or 0.0)
+    highest, decision = found
     judge.finish(
-        decisions[highest],
-        compared[highest].cosine,
+        decision,
+        comparison.category(highest).cosine,
         read=pair.read(),
         category=highest,
-        categories={name: _described(summary) for name, summary in compared.items()},
-        without_power=[name for name in compared if decisions[name].outcome == INCONCLUSIVE and name != highest],
+        categories={name: _described(comparison.category(name)) for name in comparison.categories()},
+        without_power=[
+            name
+            for name in comparison.categories()
+            if comparison.category(name).counterparts
+            and not decide_by_summary(judge.threshold, comparison.category(name)).powered
+        ],
+        ordinary=comparison.ordinary,
         note=f"highest in the category {highest}",
     )
 
@@ -124,7 +124,7 @@ def profile(pair: Pair, judge: Judge) -> None:
     cosines = comparison.layer_cosines()
     defined = [cosine for cosine in cosines.values() if cosine is not None]
     if not defined:
-        judge.not_applicable("no weight matrix has a counterpart of equal name and shape", read=pair.read())
+        _judge_summary(pair, judge, comparison.mean(), "weight matrix")
     pattern = depth_pattern(list(cosines.values()))
     judge(
         max(defined),
@@ -139,18 +139,9 @@ def profile(pair: Pair, judge: Judge) -> None:
 
 
 def _judge_summary(pair: Pair, judge: Judge, summary: CosineSummary, what: str, **details: Any) -> None:
-    if summary.cosine is None:
+    if not summary.counterparts:
         judge.not_applicable(f"no {what} has a counterpart of equal name and shape", read=pair.read())
-    judge(
-        summary.cosine,
-        null_elements=summary.null_elements,
-        coverage=summary.coverage,
-        read=pair.read(),
-        raw_cosine=summary.raw_cosine,
-        elements=summary.elements,
-        compared_tensors=summary.tensors,
-        **details,
-    )
+    judge.summary(summary, read=pair.read(), **details)
 
 
 def _described(summary: CosineSummary) -> dict[str, Any]:

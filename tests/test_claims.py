@@ -85,7 +85,7 @@ def test_axk1_is_five_of_five_with_kimi_k2_and_waits_for_its_weights(offline: Of
 def test_hyperclovax_has_three_components_with_panels_of_their_own(offline: Offline) -> None:
     _, claim = offline("hyperclovax")
     assert set(claim["components"]) == {"text", "vision", "projector"}
-    assert claim["components"]["vision"]["disclosed"] == ["qwen2_5_vl_32b"]
+    assert claim["components"]["vision"]["disclosed"] == ["qwen2_5_vl_32b", "qwen2_5_vl_7b"]
     overlap = claim["cases"]["architecture.overlap[text-llama_3_1_70b]"]["evidence"]["details"]
     assert overlap["seven_keys_equal"] == "2/7"
     qwen = claim["cases"]["architecture.overlap[text-qwen2_5_72b]"]["evidence"]["details"]

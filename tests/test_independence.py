@@ -10,7 +10,7 @@ import torch
 from checks.checkpoint.checkpoint import Checkpoint
 from checks.checkpoint.pair import Pair
 from checks.evidence.record import CONTRADICTS, INCONCLUSIVE, NOT_APPLICABLE, SUPPORTS, Evidence
-from checks.statistics.units import unit_permutation_test
+from checks.statistics.units import critical_z, unit_permutation_test
 
 Tensors = dict[str, torch.Tensor]
 Llama = Callable[..., Tensors]
@@ -313,17 +313,17 @@ def test_level_is_shared_by_all_calibrated_cases(
     theirs = save_checkpoint("theirs", ours)
     for seed in range(20):
         pair = open_pair(save_checkpoint(f"ours{seed}", noisy(llama_tensors(1), 55.0, 1000 * seed)), theirs)
-        score = pair.units()
-        assert score is not None
-        if 5.0 < score.z < 6.3:
+        tests = pair.units()
+        assert tests is not None
+        if critical_z(1e-6, tests.tests) < tests.strongest_joint.z < 6.3:
             break
     else:
         pytest.fail("no model of the wanted score")
     alone = judged("independence.units", pair, calibrated_cases=1)
     many = judged("independence.units", pair, calibrated_cases=100_000)
     assert alone.value == many.value
-    assert alone.details["critical_z"] == pytest.approx(4.89, abs=0.01)
-    assert many.details["critical_z"] == pytest.approx(6.81, abs=0.01)
+    assert alone.details["critical_z"] == critical_z(1e-6, tests.tests)
+    assert many.details["critical_z"] == critical_z(1e-6, 100_000 * tests.tests)
     assert alone.outcome == CONTRADICTS
     assert many.outcome == INCONCLUSIVE
 

@@ -229,7 +229,9 @@ components:
     found = verdicts(pytester.path / "out")["parts"]
     assert found["components"]["embedding"]["verdict"] == "DISCLOSED"
     assert found["components"]["text"]["verdict"] == "SUPPORTED"
-    assert found["text"].startswith("SUPPORTED except embedding")
+    assert found["verdict"] == "SUPPORTED"
+    assert found["text"].startswith("except embedding: no evidence of inherited weights from the one reference below")
+    result.stdout.fnmatch_lines(["  SUPPORTED except embedding: *"])
     assert result.ret == 0
     outcomes = result.parseoutcomes()
     assert outcomes["xfailed"] >= 1
@@ -322,7 +324,7 @@ def test_a_fail_fast_run_keeps_its_refutation_and_reports_the_rest_as_missing(
 
 def test_deselection_is_partial(pytester: pytest.Pytester, example: Example) -> None:
     example()
-    clean = pytester.runpytest("claims", "-m", "decisive", "--report", "out")
+    clean = pytester.runpytest("claims", "-k", "units or mean", "--report", "out")
     assert clean.ret == 0
     assert verdicts(pytester.path / "out")["small"]["verdict"] == "PARTIAL"
     no_decisive = pytester.runpytest("claims", "-m", "suspicion")
@@ -416,4 +418,4 @@ def test_an_unknown_device_is_an_error_of_the_run_and_not_of_the_model(
     result = pytester.runpytest("claims", "-k", "mean", "--torch-device", "abacus")
     assert result.ret == 11
     assert "failed" not in result.parseoutcomes()
-    result.stdout.fnmatch_lines(["*--torch-device abacus: torch knows no such device*"])
+    result.stdout.fnmatch_lines(["*--torch-device abacus: no such device*"])

@@ -112,6 +112,12 @@ def second_layer_dropped(tensors: Tensors) -> Tensors:
     return kept
 
 
+def innocent(name: str) -> str:
+    """The outcome of a check on small independent models: rows of an embedding share a direction, and 64 or 128
+    dimensions of it are too few to tell it from chance."""
+    return INCONCLUSIVE if name == "similarity.embedding" else SUPPORTS
+
+
 # The trained examples
 
 
@@ -121,8 +127,8 @@ def test_independent_training_supports(
     name: str, reference: str, examples: Path, open_pair: Open, judged: Judged
 ) -> None:
     evidence = judged(name, open_pair(examples / "independent", examples / reference))
-    assert evidence.outcome == SUPPORTS
-    assert evidence.powered
+    assert evidence.outcome == innocent(name)
+    assert evidence.powered == (evidence.outcome == SUPPORTS)
     assert abs(float(evidence.value or 1)) < 0.06
 
 
@@ -159,8 +165,8 @@ MEAN_OF_DERIVATIONS: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
     "scaled": (lambda base: {name: 3 * tensor for name, tensor in base.items()}, CONTRADICTS),
     "rounded to 8 bits": (int8_rounded, CONTRADICTS),
     "embeddings replaced": (embeddings_replaced, CONTRADICTS),
-    "a layer dropped": (second_layer_dropped, INCONCLUSIVE),
-    "neurons permuted": (neurons_permuted, INCONCLUSIVE),
+    "a layer dropped": (second_layer_dropped, CONTRADICTS),
+    "neurons permuted": (neurons_permuted, CONTRADICTS),
 }
 
 
@@ -176,7 +182,7 @@ def test_mean_of_a_derivation_never_supports(derivation: str, base: Tensors, che
 def test_category_of_a_derivation_contradicts(derivation: str, base: Tensors, check: Test) -> None:
     """Some kind of tensor keeps its place through every one of them, but for the heavy noise."""
     derive, _ = MEAN_OF_DERIVATIONS[derivation]
-    heavy = derivation in ("noise of 0.7 times the spread", "noise of the spread itself")
+    heavy = derivation == "noise of the spread itself"
     assert check("similarity.category", derive(base), base).outcome == (INCONCLUSIVE if heavy else CONTRADICTS)
 
 
@@ -205,7 +211,7 @@ def test_shifted_layers_are_caught_by_what_lies_outside_of_them(base: Tensors, c
 
 
 def test_replaced_embeddings_are_new_and_the_rest_is_not(base: Tensors, check: Test) -> None:
-    assert check("similarity.embedding", embeddings_replaced(base), base).outcome == SUPPORTS
+    assert check("similarity.embedding", embeddings_replaced(base), base).outcome == innocent("similarity.embedding")
     assert check("similarity.early_layers", embeddings_replaced(base), base).outcome == CONTRADICTS
 
 
@@ -224,9 +230,10 @@ def test_inherited_embedding_contradicts_alone(base: Tensors, independent: Tenso
     tuned = noisy(base, 0.1)
     mixed = independent | {"model.embed_tokens.weight": tuned["model.embed_tokens.weight"]}
     assert check("similarity.embedding", mixed, base).outcome == CONTRADICTS
+    # The embedding has a check and a bound of its own.
     category = check("similarity.category", mixed, base)
-    assert category.outcome == CONTRADICTS
-    assert category.details["category"] == "embedding"
+    assert category.outcome == SUPPORTS
+    assert category.details["categories"]["embedding"]["cosine"] > 0.98
     assert check("similarity.mean", mixed, base).outcome == SUPPORTS
 
 
@@ -255,7 +262,7 @@ def test_norms_too_short_to_decide_do_not_decide(llama_tensors: Llama, check: Te
 def test_norms_of_independent_models_lack_the_power_to_support(examples: Path, open_pair: Open, judged: Judged) -> None:
     """128 elements allow 0.44 by chance: they are named, and the verdict of the category rests on the others."""
     evidence = judged("similarity.category", open_pair(examples / "independent", examples / "base"))
-    assert evidence.details["without_power"] == ["norm"]
+    assert evidence.details["without_power"] == ["embedding", "norm", "output"]
     assert evidence.details["category"] != "norm"
     assert evidence.outcome == SUPPORTS
 
@@ -290,14 +297,14 @@ def test_norms_of_trained_independent_models_never_accuse(examples: Path, open_p
         norms = judged("similarity.category", pair).details["categories"]["norm"]
         assert norms["raw_cosine"] > 0.99
         assert abs(norms["cosine"]) < 5 / math.sqrt(128)
-        assert {judged(name, pair).outcome for name in WHOLE} == {SUPPORTS}
+        assert all(judged(name, pair).outcome == innocent(name) for name in WHOLE)
 
 
 def test_matrices_with_a_common_mean_never_accuse(llama_tensors: Llama, check: Test) -> None:
     models = [{name: tensor + 1 for name, tensor in llama_tensors(seed).items()} for seed in (1, 2)]
     for name in WHOLE:
         evidence = check(name, *models)
-        assert evidence.outcome == SUPPORTS
+        assert evidence.outcome == innocent(name)
     assert check("similarity.mean", *models).details["raw_cosine"] > 0.99
 
 
@@ -331,7 +338,7 @@ def test_tensors_that_any_model_could_have_do_not_accuse(
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("name", WHOLE)
 def test_random_models_do_not_accuse(name: str, seed: int, llama_tensors: Llama, check: Test) -> None:
-    assert check(name, llama_tensors(2 * seed), llama_tensors(2 * seed + 1)).outcome == SUPPORTS
+    assert check(name, llama_tensors(2 * seed), llama_tensors(2 * seed + 1)).outcome == innocent(name)
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -343,7 +350,7 @@ def test_shuffled_copy_of_an_independent_model_does_not_accuse(
         key: tensor.flatten()[torch.randperm(tensor.numel(), generator=generator)].reshape(tensor.shape)
         for key, tensor in independent.items()
     }
-    assert check(name, shuffled, base).outcome == SUPPORTS
+    assert check(name, shuffled, base).outcome == innocent(name)
 
 
 # Where there is no power

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from checks.catalog.architecture import Architecture, applies
-from checks.catalog.entry import comparable
+from checks.catalog.entry import comparable, load
 
 SHAPE, STRUCTURE, SCALAR = 1.0, 0.5, 0.1
 
@@ -106,6 +106,11 @@ def _part(first: Architecture, second: Architecture, key: str) -> float | None:
     return min(1.0, abs(math.log2(one) - math.log2(other)))
 
 
+def _bases(key: str) -> tuple[str, ...]:
+    """The entries that a model was derived from."""
+    return load(key).derived_from
+
+
 def nearest(
     architecture: Architecture, n: int, exclude: Collection[str] = (), component: str = "model"
 ) -> list[Neighbour]:
@@ -113,11 +118,17 @@ def nearest(
 
     component: "model" and "text" are one kind, "vision" is another. exclude: catalogue keys left out, such as the
     candidate's own. Entries that do not know their hidden_size and number of layers are left out: a row of two
-    known keys would be near to everything.
+    known keys would be near to everything. A model that was derived from another entry and has its architecture is
+    represented by that entry (DeepSeek-R1 by DeepSeek-V3), so that one architecture does not take two places.
     """
+    rows = {
+        key: (name, other)
+        for key, name, other in comparable(component)
+        if other.hidden_size is not None and other.num_hidden_layers is not None
+    }
     found = [
         Neighbour(key, name, distance(architecture, other))
-        for key, name, other in comparable(component)
-        if key not in exclude and other.hidden_size is not None and other.num_hidden_layers is not None
+        for key, (name, other) in rows.items()
+        if key not in exclude and not any(base in rows and distance(rows[base][1], other) == 0 for base in _bases(key))
     ]
     return sorted(found, key=lambda neighbour: (neighbour.distance, neighbour.key, neighbour.component))[: max(0, n)]

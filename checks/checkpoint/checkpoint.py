@@ -59,7 +59,11 @@ class Checkpoint:
 
     def __init__(self, directory: Path, prefixes: tuple[str, ...] = ("",)) -> None:
         self.directory = directory
-        everything = _read_index(directory)
+        try:
+            everything = _read_index(directory)
+        except OSError as error:
+            # A name that no file system has, a directory without permission.
+            raise CheckpointUnavailable(f"{directory}: cannot be read ({error})") from error
         self.prefix = _first_used_prefix(directory, everything, prefixes)
         self.tensors: dict[str, TensorEntry] = {
             name.removeprefix(self.prefix): TensorEntry(
@@ -94,7 +98,7 @@ class Checkpoint:
         """SHA-256 over names, dtypes, shapes and bytes of all tensors: the same for any split into shards."""
         total = hashlib.sha256()
         for name, entry in self.tensors.items():
-            total.update(f"{name}\0{entry.dtype}\0{list(entry.shape)}\0{self.sha256(name)}\n".encode())
+            total.update(json.dumps([name, entry.dtype, entry.shape, self.sha256(name)]).encode())
         return total.hexdigest()
 
 
@@ -165,7 +169,7 @@ def _shards_of_index(index_file: Path) -> dict[Path, set[str]]:
             )
         shards.setdefault(index_file.parent / shard, set()).add(name)
     for shard_path in shards:
-        if not shard_path.is_file():
+        if len(shard_path.name) > 255 or not shard_path.is_file():
             raise CheckpointUnavailable(f"{index_file}: lists {shard_path.name}, which is absent; download it")
     return dict(sorted(shards.items()))
 

@@ -10,6 +10,7 @@ from checks.catalog.architecture import Architecture
 from checks.catalog.parameters import UncountableError, count
 from checks.checkpoint.candidate import Candidate
 from checks.checkpoint.checkpoint import Checkpoint
+from checks.checkpoint.comparison import main_stack
 from checks.checkpoint.errors import CheckpointUnavailable
 
 
@@ -32,6 +33,7 @@ def declared_differences(candidate: Candidate) -> DeclaredSizes:
     notes: list[str] = []
     differences: dict[str, float] = {}
     dimensions: dict[str, Any] = {}
+    tied_copy = 0.0
     entry = candidate.catalog_entry
     if candidate.component is None:
         if candidate.stated_total:
@@ -40,15 +42,27 @@ def declared_differences(candidate: Candidate) -> DeclaredSizes:
             totals["published"] = float(entry.parameters["total"].value)
     if candidate.architecture is not None and not _has_other_parts(candidate):
         try:
-            totals["configuration"] = float(count(candidate.architecture).total)
+            counted = count(candidate.architecture)
         except UncountableError as error:
             notes.append(str(error))
+        else:
+            totals["configuration"] = float(counted.total)
+            if candidate.architecture.tie_word_embeddings:
+                tied_copy = float(counted.embedding)
     try:
         checkpoint = candidate.checkpoint
     except CheckpointUnavailable as error:
         notes.append(f"stored shapes: {error}")
     else:
-        totals["shapes"] = float(checkpoint.parameters)
+        matrices = [entry for entry in checkpoint.tensors.values() if len(entry.shape) >= 2]
+        packed = next((entry for entry in matrices if not entry.is_float), None)
+        if packed is not None:
+            notes.append(f"stored shapes: {packed.stored_name} is {packed.dtype}, whose elements are no parameters")
+        else:
+            totals["shapes"] = float(checkpoint.parameters)
+            # A tied head is one matrix, which some exporters store twice.
+            if tied_copy and totals["shapes"] - tied_copy >= totals["configuration"]:
+                totals["shapes"] -= tied_copy
         if candidate.architecture is not None:
             dimensions = mismatched_dimensions(checkpoint, candidate.architecture)
             differences.update(dict.fromkeys(dimensions, 1.0))
@@ -74,7 +88,12 @@ def mismatched_dimensions(checkpoint: Checkpoint, architecture: Architecture) ->
             found["vocab_size"] = f"configured {architecture.vocab_size}, stored {rows} rows"
         if architecture.hidden_size is not None and width != architecture.hidden_size:
             found["hidden_size"] = f"configured {architecture.hidden_size}, stored {width} columns"
-    layers = {entry.role.layer for entry in checkpoint.tensors.values() if entry.role.layer is not None}
+    stack = main_stack(checkpoint.tensors.values())
+    layers = {
+        entry.role.layer
+        for entry in checkpoint.tensors.values()
+        if entry.role.layer is not None and entry.role.stack == stack
+    }
     configured = architecture.num_hidden_layers
     if layers and configured is not None:
         extra = architecture.num_nextn_predict_layers or 0

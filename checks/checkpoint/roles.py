@@ -7,7 +7,7 @@ category "other" and still takes part by name and shape.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 CATEGORIES = (
     "embedding",
@@ -25,7 +25,7 @@ CATEGORIES = (
 _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|blocks|block|h)\.(\d{1,6})(?=\.|$)")
 _EXPERT = re.compile(r"(?:^|\.)experts\.(\d{1,6})(?=\.|$)")
 _ROUTER = re.compile(r"(?:^|\.)(?:mlp|feed_forward|block_sparse_moe|ffn)\.(?:gate|router)\.|(?:^|\.)router\.")
-_ROTARY_NORM = re.compile(r"(?:^|\.)[qk]_(?:norm|layernorm)\.")
+_ROTARY_NORM = re.compile(r"(?:^|\.)(?:(?:q|k|query|key)_(?:norm|layernorm)|norm_[qk])\.")
 _MLP_KINDS = {
     "gate_proj": "gate",
     "w1": "gate",
@@ -47,13 +47,8 @@ class Role:
     kind: str | None = None
     expert: int | None = None
     index_has_meaning: bool = False  # q/k norms over rotary frequencies, biases: alike in any two models
-
-    @property
-    def mlp_group(self) -> tuple[int, str, int] | None:
-        """The MLP that this matrix belongs to: matrices of one group share their hidden units."""
-        if self.kind is None or self.layer is None:
-            return None
-        return (self.layer, self.category, -1 if self.expert is None else self.expert)
+    # What precedes the layer's number: a vision tower numbers its layers too. No part of what the tensor is.
+    stack: str = field(default="", compare=False)
 
 
 def role_of(name: str) -> Role:
@@ -63,17 +58,21 @@ def role_of(name: str) -> Role:
     found_expert = _EXPERT.search(name)
     expert = int(found_expert.group(1)) if found_expert else None
     parts = name.lower().split(".")
-    kind = next((_MLP_KINDS[part] for part in reversed(parts) if part in _MLP_KINDS), None)
+    # Block scales and adapters stand beside the matrix under longer names: only `up_proj.weight` is the matrix.
+    kind = _MLP_KINDS.get(_owner(parts)) if parts[-1] == "weight" or parts[-1] in _MLP_KINDS else None
     category = _category(name.lower(), parts, expert is not None, kind)
-    if category == "bias":
-        kind = None
     index_has_meaning = category == "bias" or bool(_ROTARY_NORM.search(name))
-    return Role(category, layer, kind, expert, index_has_meaning)
+    return Role(category, layer, kind, expert, index_has_meaning, name[: found_layer.start(1)] if found_layer else "")
+
+
+def _owner(parts: list[str]) -> str:
+    """The module that a tensor belongs to: `q_proj` of `self_attn.q_proj.weight`."""
+    return parts[-2] if len(parts) > 1 and parts[-1] in ("weight", "bias") else parts[-1]
 
 
 def _category(name: str, parts: list[str], in_expert: bool, kind: str | None) -> str:
-    leaf = parts[-1]
-    if "norm" in name or parts[-2:-1] in (["ln_1"], ["ln_2"], ["ln_f"], ["ln_q"]):
+    leaf, owner = parts[-1], _owner(parts)
+    if "norm" in owner or owner in ("ln_1", "ln_2", "ln_f", "ln_q"):
         return "norm"
     if leaf.endswith("bias"):
         return "bias"
@@ -85,7 +84,7 @@ def _category(name: str, parts: list[str], in_expert: bool, kind: str | None) ->
         return "router"
     if any(part.startswith("shared_expert") for part in parts):
         return "shared expert"
-    if in_expert:
+    if in_expert or "experts" in parts:
         return "routed expert"
     if any(part.startswith(("attn", "attention", "self_attn")) for part in parts):
         return "attention"

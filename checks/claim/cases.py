@@ -90,9 +90,7 @@ def calibrated_cases(claim: Claim) -> int:
 
 def pair_parameter(claim: Claim, component: Component, reference: Reference) -> PairParameter:
     """The fixture parameter of a pair."""
-    return PairParameter(
-        claim.model, reference.source, component.name, candidate_prefixes(component), reference.prefixes
-    )
+    return PairParameter(claim.model, reference.source, component.name, component.prefixes, reference.prefixes)
 
 
 def candidate_parameter(claim: Claim, component: Component) -> CandidateParameter:
@@ -100,16 +98,11 @@ def candidate_parameter(claim: Claim, component: Component) -> CandidateParamete
     return CandidateParameter(
         claim.model,
         component.name,
-        candidate_prefixes(component),
+        component.prefixes,
         claim.stated_total,
         claim.stated_active,
         frozenset(reference.source.name for reference in component.panel),
     )
-
-
-def candidate_prefixes(component: Component) -> tuple[str, ...]:
-    """The candidate's prefix is the claim's statement and has no alternative."""
-    return (component.prefix,)
 
 
 def _layers(claim: Claim, component: Component) -> range:

@@ -204,7 +204,8 @@ class _ClaimBuilder:
         return tuple(self._component(model, name, value, ("components", name)) for name, value in written.items())
 
     def _component(self, model: ModelSource, name: str | None, value: dict[str, Any], path: KeyPath) -> Component:
-        prefix = value.get("prefix", model.prefix or "")
+        written_prefix = value.get("prefix", model.prefix or "")
+        prefixes = (written_prefix,) if isinstance(written_prefix, str) else tuple(written_prefix)
         references_path: KeyPath = (*path, "references") if "references" in value else ("references",)
         written = value.get("references", self.data.get("references", []))
         panel: list[Reference] = []
@@ -219,8 +220,8 @@ class _ClaimBuilder:
                 self._problem(place, f"the panel names {source.name!r} twice; give one of them another name")
             else:
                 mark = self.source.value_mark(place)
-                panel.append(Reference(source, reference_prefixes(source, name, prefix), line=mark.line))
-        panel.extend(self._nearest(model, name, prefix, panel))
+                panel.append(Reference(source, reference_prefixes(source, name, prefixes), line=mark.line))
+        panel.extend(self._nearest(model, name, prefixes, panel))
         disclosed = value.get("disclosed", [])
         named = [reference.source.name for reference in panel]
         for position, one in enumerate(disclosed):
@@ -232,10 +233,10 @@ class _ClaimBuilder:
         if not panel and not self.problems:
             self._problem(path or ("model",), "the panel is empty: name references, or leave nearest above 0")
         mark = self.source.mark(path or ("model",))
-        return Component(name, prefix, tuple(panel), frozenset(disclosed), line=mark.line)
+        return Component(name, prefixes, tuple(panel), frozenset(disclosed), line=mark.line)
 
     def _nearest(
-        self, model: ModelSource, component: str | None, prefix: str, panel: list[Reference]
+        self, model: ModelSource, component: str | None, prefixes: tuple[str, ...], panel: list[Reference]
     ) -> list[Reference]:
         wanted = self.data.get("nearest", DEFAULT_NEAREST)
         architecture = model.architecture(component)
@@ -249,7 +250,7 @@ class _ClaimBuilder:
         line = self.source.mark(("nearest",) if "nearest" in self.data else ("model",)).line
         sources = [catalogued_source(neighbour.key) for neighbour in neighbours]
         return [
-            Reference(source, reference_prefixes(source, component, prefix), nearest=True, line=line)
+            Reference(source, reference_prefixes(source, component, prefixes), nearest=True, line=line)
             for source in sources
         ]
 
@@ -287,7 +288,9 @@ def catalogued_source(key: str, prefix: str | None = None) -> ModelSource:
     )
 
 
-def reference_prefixes(source: ModelSource, component: str | None, candidate_prefix: str) -> tuple[str, ...]:
+def reference_prefixes(
+    source: ModelSource, component: str | None, candidate_prefixes: tuple[str, ...]
+) -> tuple[str, ...]:
     """Prefixes to try on a reference's tensor names, in order; the empty one fits a checkpoint of that part alone.
 
     The claim's own prefix is final. Otherwise: what the catalogue knows, then the candidate's prefix, then none.
@@ -297,7 +300,7 @@ def reference_prefixes(source: ModelSource, component: str | None, candidate_pre
     if component is None:
         return ("",)
     known = catalog.load(source.catalog_key).prefixes.get(component, ()) if source.catalog_key else ()
-    return tuple(dict.fromkeys([*known, candidate_prefix, ""]))
+    return tuple(dict.fromkeys([*known, *candidate_prefixes, ""]))
 
 
 def _name_from(value: dict[str, str]) -> str:

@@ -57,7 +57,7 @@ class Component:
     """A part of the candidate with its panel; `name` is None when the claim has no components."""
 
     name: str | None
-    prefix: str
+    prefixes: tuple[str, ...]
     panel: tuple[Reference, ...]
     disclosed: frozenset[str] = frozenset()
     line: int = 1

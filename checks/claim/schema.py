@@ -6,12 +6,13 @@ import json
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import ValidationError
+from typing import TYPE_CHECKING, Any
 
 from checks.claim.source import KeyPath, Problem, Source, suggestion
+
+if TYPE_CHECKING:
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import ValidationError
 
 SCHEMA_FILE = Path(__file__).with_name("schema.json")
 
@@ -37,6 +38,9 @@ _EXPECTED_NAMES = {
 @cache
 def validator() -> Draft202012Validator:
     """The validator of the claim schema."""
+    # Imported here: the plugin is loaded by every pytest run of its environment.
+    from jsonschema import Draft202012Validator
+
     schema = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
     Draft202012Validator.check_schema(schema)
     return Draft202012Validator(schema)

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from checks.catalog import entry as catalog
-from checks.claim.cases import Case
+from checks.catalog.entry import CatalogEntry
+from checks.claim.cases import Case, selected_checks
 from checks.claim.model import Claim, Component, ModelSource
 from checks.evidence.record import (
     CONTRADICTS,
@@ -135,14 +136,14 @@ def _decide_component(claim: Claim, component: Component, results: list[CaseResu
     unreported = [one.case.id for one in results if one.outcome is None]
     if unreported:
         return ComponentVerdict(component, PARTIAL, (f"no report of {_listed(unreported)}",))
-    disclosed = sorted({str(one.case.reference) for one in results if one.is_decisive and one.outcome == DISCLOSED})
-    if disclosed:
-        return ComponentVerdict(
-            component, REUSE_DISCLOSED, (f"disclosed and found: weights of {', '.join(disclosed)}",)
-        )
-    missing = _what_is_missing(claim, component, results)
+    found = sorted({str(one.case.reference) for one in results if one.is_decisive and one.outcome == DISCLOSED})
+    # Where disclosed reuse was found, its references need no clearing; every other one does.
+    excused = component.disclosed if found else frozenset()
+    missing = _what_is_missing(claim, component, [one for one in results if one.case.reference not in excused], excused)
     if missing:
         return ComponentVerdict(component, OPEN, tuple(missing))
+    if found:
+        return ComponentVerdict(component, REUSE_DISCLOSED, (f"disclosed and found: weights of {', '.join(found)}",))
     return ComponentVerdict(component, SUPPORTED, ())
 
 
@@ -175,40 +176,52 @@ def direction_of_copying(candidate: ModelSource, reference: ModelSource) -> str:
         return own
     digits = min(len(ours.released), len(theirs.released))
     before, after = theirs.released[:digits], ours.released[:digits]
+    dates = f"{_dated(theirs)}; the candidate {_dated(ours)}"
     if before > after:
-        order = f"released later ({theirs.released}) than the candidate ({ours.released}): not the source"
+        order = f"published later ({dates})"
     elif before < after:
-        order = f"released earlier ({theirs.released}) than the candidate ({ours.released})"
+        order = f"published earlier ({dates})"
     else:
-        order = f"released at about the same time ({theirs.released})"
+        order = f"published at about the same time ({dates})"
     return f"{own}, {order}" if own else order
 
 
-def _what_is_missing(claim: Claim, component: Component, results: list[CaseResult]) -> list[str]:
-    """Everything that stands between this component and SUPPORTED."""
+def _dated(entry: CatalogEntry) -> str:
+    """The date of publication, with a word when no primary source was found for it."""
+    figure = entry.figures.get("released")
+    return f"{entry.released}, unverified" if figure is not None and figure.unverified else entry.released
+
+
+def _what_is_missing(
+    claim: Claim, component: Component, results: list[CaseResult], excused: frozenset[str]
+) -> list[str]:
+    """Everything that stands between this component and SUPPORTED, apart from the reuse that was disclosed."""
     missing = []
     for label, outcome in (("contradicted by", CONTRADICTS), ("errors in", ERROR)):
         names = [one.case.id for one in results if one.outcome == outcome]
         if names:
             missing.append(f"{label} {_listed(names)}")
+    kept_open = [one.case.id for one in results if one.is_decisive and one.evidence and one.evidence.keeps_open]
+    if kept_open:
+        missing.append(f"left open by {_listed(kept_open)}")
     # A comparison whose weights are unavailable is named once, not once for each of its checks.
     unavailable = sorted({str(one.case.reference) for one in results if one.outcome == UNAVAILABLE})
     if unavailable:
         missing.append(f"weights could not be had for the comparison with {', '.join(unavailable)}")
     for reference in component.panel:
         name = reference.source.name
-        if name in unavailable:
+        if name in unavailable or name in excused:
             continue
-        passed = [
-            one
-            for one in results
-            if one.case.reference == name and one.is_decisive and one.outcome == SUPPORTS
-            if one.evidence is not None and one.evidence.powered and threshold(one.case.check).carries_support
-        ]
+        passed = [one for one in results if one.case.reference == name and _carries_support(one)]
         if not passed:
             missing.append(f"no decisive check with power passed against {name}")
         elif _has_robust_check() and not any(_is_robust(one.case.check) for one in passed):
             missing.append(f"no check that withstands permutation, rotation and a new vocabulary passed against {name}")
+    left_out = [
+        check for check in thresholds() if threshold(check).strength == "decisive" and not _is_run(check, claim)
+    ]
+    if left_out:
+        missing.append(f"the claim leaves out the decisive {_listed(left_out)}")
     loosened = sorted(
         f"{check}.{name}"
         for check, override in claim.overrides.items()
@@ -217,6 +230,16 @@ def _what_is_missing(claim: Claim, component: Component, results: list[CaseResul
     if loosened:
         missing.append(f"the claim loosens {', '.join(loosened)}")
     return missing
+
+
+def _carries_support(one: CaseResult) -> bool:
+    """Did a decisive check that SUPPORTED may rest on pass with power?"""
+    powered = one.evidence is not None and one.evidence.powered
+    return one.outcome == SUPPORTS and one.is_decisive and powered and threshold(one.case.check).carries_support
+
+
+def _is_run(check: str, claim: Claim) -> bool:
+    return any(one.id == check for one in selected_checks(claim))
 
 
 def _is_robust(check: str) -> bool:
@@ -234,7 +257,6 @@ def _combine(claim: Claim, components: tuple[ComponentVerdict, ...]) -> tuple[st
     by_verdict: dict[str, list[ComponentVerdict]] = {}
     for one in components:
         by_verdict.setdefault(one.verdict, []).append(one)
-    references = len({reference.source for one in components for reference in one.component.panel})
     if REFUTED in by_verdict:
         return REFUTED, _reasons(claim, by_verdict[REFUTED])
     if PARTIAL in by_verdict:
@@ -247,11 +269,12 @@ def _combine(claim: Claim, components: tuple[ComponentVerdict, ...]) -> tuple[st
         if SUPPORTED not in by_verdict or text_is_reused:
             return REUSE_DISCLOSED, _reasons(claim, reused)
         excepted = ", ".join(one.component.label for one in reused)
-        return SUPPORTED, f"SUPPORTED except {excepted}: {_supported_text(references)}; {_reasons(claim, reused)}"
-    return SUPPORTED, _supported_text(references)
+        return SUPPORTED, f"except {excepted}: {_supported_text(by_verdict[SUPPORTED])}; {_reasons(claim, reused)}"
+    return SUPPORTED, _supported_text(by_verdict[SUPPORTED])
 
 
-def _supported_text(references: int) -> str:
+def _supported_text(components: list[ComponentVerdict]) -> str:
+    references = len({reference.source.name for one in components for reference in one.component.panel})
     if references == 1:
         return "no evidence of inherited weights from the one reference below"
     return f"no evidence of inherited weights from any of the {references} references below"
@@ -273,7 +296,7 @@ def _exit_status(verdict: str, results: Sequence[CaseResult]) -> int:
     if verdict == SUPPORTED:
         return EXIT_SUPPORTED
     if verdict == PARTIAL:
-        passed = any(one.is_decisive and one.outcome == SUPPORTS for one in results)
+        passed = any(_carries_support(one) for one in results)
         clean = outcomes <= {SUPPORTS, NOT_APPLICABLE, None}
         return EXIT_SUPPORTED if passed and clean else EXIT_OPEN
     return EXIT_OPEN

@@ -21,7 +21,10 @@ OUTCOMES = (SUPPORTS, CONTRADICTS, DISCLOSED, INCONCLUSIVE, NOT_APPLICABLE, UNAV
 
 @dataclass(frozen=True)
 class Evidence:
-    """The evidence of one case. `powered` says that a contrary finding was possible."""
+    """The evidence of one case.
+
+    `powered`: a contrary finding was possible. `keeps_open`: inconclusive in a way that no other check's pass excuses.
+    """
 
     check: str
     outcome: str
@@ -31,6 +34,7 @@ class Evidence:
     threshold: Mapping[str, Any] = field(default_factory=dict)
     documented: str | None = None
     powered: bool = False
+    keeps_open: bool = False
     details: Mapping[str, Any] = field(default_factory=dict)
     read: Mapping[str, Any] = field(default_factory=dict)
 

@@ -14,7 +14,7 @@ import yaml
 THRESHOLDS_FILE = Path(__file__).with_name("thresholds.yaml")
 
 # Fields that a claim may override, and the direction in which each makes a contradiction harder or a pass easier.
-LOOSENS_WHEN_RAISED = frozenset({"supports_below", "contradicts_from", "minimum_effect"})
+LOOSENS_WHEN_RAISED = frozenset({"supports_below", "contradicts_from", "minimum_effect", "minimum_single_effect"})
 LOOSENS_WHEN_LOWERED = frozenset({"coverage_from", "alpha"})
 
 STRENGTHS = ("decisive", "supporting", "suspicion")
@@ -42,11 +42,14 @@ class Threshold:
     documented: str
     reason: str
     supports_below: float | None = None
+    yields_below: float | None = None
+    two_sided: bool = False
     contradicts_from: float | None = None
     coverage_from: float | None = None
     alpha: float | None = None
     supports_p_from: float | None = None
     minimum_effect: float | None = None
+    minimum_single_effect: float | None = None
     detectable_effect_at_most: float | None = None
     nearest: int | None = None
     distance_at_most: float | None = None
@@ -69,7 +72,8 @@ class Threshold:
         """The documented reading of `value`, or None where the documents give none."""
         if value is None:
             return None
-        return next((band.means for band in self.bands if value >= band.lower), None)
+        size = abs(value) if self.two_sided else value
+        return next((band.means for band in self.bands if size >= band.lower), None)
 
     def overridden(self, values: Mapping[str, float]) -> Threshold:
         """This threshold with a claim's own values. Raises ThresholdError for a field that the check does not use."""
@@ -102,6 +106,7 @@ class Threshold:
             "alpha",
             "supports_p_from",
             "minimum_effect",
+            "minimum_single_effect",
             "detectable_effect_at_most",
         )
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}

@@ -40,7 +40,7 @@ def write_verdicts(terminal: Any, verdicts: list[Verdict], shown: Callable[[Path
         terminal.write_line(f"{shown(claim.path)}: {claim.statement}")
         terminal.write("  ")
         terminal.write(verdict.verdict, bold=True, **{_COLOURS[verdict.verdict]: True})
-        terminal.write_line(f": {verdict.text}")
+        terminal.write_line(f"{' ' if verdict.text.startswith('except ') else ': '}{verdict.text}")
         for one in verdict.components:
             label = f"panel of {one.component.label}" if len(verdict.components) > 1 else "panel"
             names = [

@@ -37,11 +37,14 @@ def ordinary_reason(tensor: Tensor) -> str | None:
       sequences that are constant, linear or geometric, sinusoids (position tables, rotary caches, DFT and DCT bases,
       Hann windows). c and k are the least-squares fit. Two conditions: in every line the residual is within what
       rounding to the dtype and a float32 angle leave; in all lines together its rms is at most 0.1 of the rms of the
-      centred left side (so that a norm vector near 1, whose whole spread is a few roundings, is not taken for smooth).
+      centred left side (so that a norm vector near 1, whose whole spread is a few roundings, is not taken for smooth);
+    - tables [g², d] whose every column is constant along one axis of the g x g grid: 2-D sinusoidal positions.
+
+    All-zero rows at the ends of a table (padding, a class token) are left out of the last two.
 
     The first elements and lines are tried first, but they can only end the search: whatever is called ordinary was read
-    in full. NaN counts as one more value; non-finite values exclude the last three tests. Known misses: tables with a
-    zeroed padding row, 2-D position grids flattened to one axis, tables whose angles were computed below float32.
+    in full. NaN counts as one more value; non-finite values exclude the last four tests. Known misses: tables whose
+    angles were computed below float32, cosines and sines concatenated along the only regular axis.
     Source: this suite; `identity.sha256` lists such tensors and does not count them.
     """
     tensor = _readable(tensor.detach())
@@ -63,10 +66,36 @@ def ordinary_reason(tensor: Tensor) -> str | None:
         return "monotone vector"
     if bool((sample >= 0).all()) and _is_sparse(flat):
         return f"non-negative with at least {SPARSE_SHARE:.0%} zeros"
-    for axis in range(tensor.dim()):
-        if tensor.shape[axis] >= SHORTEST_LINE and _follows_recurrence(tensor, axis):
-            return f"every line along axis {axis} is a sinusoidal, geometric or linear sequence"
+    for table in (tensor, _without_padding_rows(tensor)):
+        for axis in range(table.dim()):
+            if table.shape[axis] >= SHORTEST_LINE and _follows_recurrence(table, axis):
+                return f"every line along axis {axis} is a sinusoidal, geometric or linear sequence"
+        if _is_position_grid(table):
+            return "every column depends on the row or on the column of a square grid alone"
     return None
+
+
+def _without_padding_rows(tensor: Tensor) -> Tensor:
+    """The table [n, d] in a tensor of that shape (size-1 axes ignored), less all-zero rows at its ends."""
+    table = tensor.squeeze()
+    if table.dim() != 2:
+        return tensor
+    used = (table != 0).any(1).nonzero()
+    return table[int(used[0]) : int(used[-1]) + 1] if len(used) else tensor
+
+
+def _is_position_grid(table: Tensor) -> bool:
+    """Is this a table of positions on a square grid, flattened: each column constant along one of its two axes?"""
+    if table.dim() != 2 or math.isqrt(table.shape[0]) ** 2 != table.shape[0] or table.shape[0] < 16:
+        return False
+    side = math.isqrt(table.shape[0])
+
+    def constant_along_one(columns: Tensor) -> bool:
+        grid = columns.reshape(side, side, -1)
+        down, across = (grid == grid[:1]).flatten(0, 1).all(0), (grid == grid[:, :1]).flatten(0, 1).all(0)
+        return bool((down | across).all())
+
+    return constant_along_one(table[:, :4]) and constant_along_one(table)
 
 
 def _readable(tensor: Tensor) -> Tensor:

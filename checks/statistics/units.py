@@ -1,4 +1,4 @@
-"""Exact index test: do the same-numbered hidden units of two layers resemble each other? (Zhu et al., arXiv 2502.12292)"""
+"""Exact index test: do same-numbered hidden units of two layers resemble each other? (Zhu et al., arXiv 2502.12292)"""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from torch import Tensor
 
 # Columns of the concatenated views that are held in float64 at a time, per model and per side of a product.
 COLUMN_BLOCK = 1024
+# 95 % of a standard normal variable lie above the negative of this.
+ONE_SIDED_95 = 1.6448536269514722
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ def unit_permutation_test(views_a: Sequence[Tensor], views_b: Sequence[Tensor]) 
     variance above are exact over all h! permutations (Hoeffding 1951, A combinatorial central limit theorem, theorem
     2); the normal tail is an approximation, so ask for a minimum effect as well.
 
+    Units that are zero in all views of either side (padded widths) are left out: they stand at the same end of any model
+    and are no more exchangeable with the others.
     Two-sided: flipping the signs of the up and down rows of a unit together leaves the function unchanged, and makes z
     negative where all are flipped and up and down outweigh gate.
     Known false positives: whatever breaks exchangeability: structured initialisation, learning rates that depend on the
@@ -58,6 +62,10 @@ def unit_permutation_test(views_a: Sequence[Tensor], views_b: Sequence[Tensor]) 
     units, widths = _check_shapes(views_a, views_b)
     if units < 2:
         return UnitTest(None, None, None, units, f"{units} hidden units cannot be permuted")
+    views_a, views_b = _without_zero_units(views_a, views_b)
+    units = views_a[0].shape[0]
+    if units < 2:
+        return UnitTest(None, None, None, units, f"{units} hidden units are not zero on both sides")
     a = _ViewBlocks(views_a)
     b = _ViewBlocks(views_b)
     _check_finite(a, b)
@@ -140,8 +148,39 @@ class CombinedUnitTest:
     total_scale: float
 
     def detectable_effect(self, critical_z: float) -> float:
-        """Smallest effect that, in every MLP, takes the joint score to `critical_z`; above 1 there is no power."""
-        return critical_z * math.sqrt(self.tests) / self.total_scale
+        """Smallest effect that, in every MLP, takes the joint score to `critical_z` in 95 of 100 cases.
+
+        (critical_z + 1.645)·√tests / Σ scale; above 1 there is no power.
+        """
+        return (critical_z + ONE_SIDED_95) * math.sqrt(self.tests) / self.total_scale
+
+
+@dataclass(frozen=True)
+class UnitTests:
+    """All unit permutation tests of a pair of models.
+
+    `joint`: over all MLPs together, for all views and for the gates alone. `single`: of each MLP, by name. `coverage`:
+    share of the candidate's MLP elements that were tested, 0 to 1. A correction counts every one of them.
+    """
+
+    joint: tuple[CombinedUnitTest, ...]
+    single: tuple[tuple[str, UnitTest], ...]
+    coverage: float
+
+    @property
+    def tests(self) -> int:
+        """How many tests were made."""
+        return len(self.joint) + len(self.single)
+
+    @property
+    def strongest_joint(self) -> CombinedUnitTest:
+        """The joint test with the largest |z|."""
+        return max(self.joint, key=lambda test: abs(test.z))
+
+    @property
+    def strongest_single(self) -> tuple[str, UnitTest] | None:
+        """The MLP with the largest |z|."""
+        return max(self.single, key=lambda one: abs(one[1].z or 0.0), default=None)
 
 
 def combine(tests: Iterable[UnitTest]) -> CombinedUnitTest | None:
@@ -158,6 +197,18 @@ def combine(tests: Iterable[UnitTest]) -> CombinedUnitTest | None:
     total = math.fsum(scales)
     effect = math.fsum(scale * one for scale, one in zip(scales, effects, strict=True)) / total
     return CombinedUnitTest(z, two_sided_log_p(z), effect, len(defined), total)
+
+
+def _without_zero_units(
+    views_a: Sequence[Tensor], views_b: Sequence[Tensor]
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """The views less the units that are zero throughout on either side: padding stands at the same end of any model."""
+    used = torch.ones(views_a[0].shape[0], dtype=torch.bool, device=views_a[0].device)
+    for views in (views_a, views_b):
+        used &= torch.stack([(view != 0).any(1) for view in views]).any(0)
+    if bool(used.all()):
+        return views_a, views_b
+    return [view[used] for view in views_a], [view[used] for view in views_b]
 
 
 class _ViewBlocks:

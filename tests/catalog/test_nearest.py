@@ -95,7 +95,7 @@ def test_neighbours_of_solar() -> None:
 
 
 def test_neighbours_of_axk1() -> None:
-    assert names("axk1", 3) == ["kimi_k2", "deepseek_r1", "deepseek_v3"]
+    assert names("axk1", 3) == ["kimi_k2", "deepseek_v3", "deepseek_v2"]
 
 
 def test_neighbours_of_the_other_korean_models() -> None:
@@ -115,12 +115,19 @@ def test_an_architecture_is_nearest_to_itself() -> None:
     for key in keys():
         row = text(key)
         if row.hidden_size is not None:
+            # Of a derived model with its base's architecture the base is the nearest.
             assert nearest(row, 1)[0].distance == 0, key
 
 
 def test_ties_are_in_the_order_of_the_keys() -> None:
-    found = nearest(text("deepseek_v3"), 2)
-    assert found == [Neighbour("deepseek_r1", "model", 0.0), Neighbour("deepseek_v3", "model", 0.0)]
+    found = nearest(text("llama_3_70b"), 1000)
+    assert found == sorted(found, key=lambda neighbour: (neighbour.distance, neighbour.key))
+
+
+def test_a_derived_model_of_the_same_architecture_is_represented_by_its_base() -> None:
+    found = nearest(text("deepseek_r1"), 1000)
+    assert found[0] == Neighbour("deepseek_v3", "model", 0.0)
+    assert "deepseek_r1" not in {neighbour.key for neighbour in found}
 
 
 def test_number_and_exclusion() -> None:

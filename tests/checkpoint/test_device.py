@@ -23,7 +23,7 @@ def test_chosen_device_can_hold_a_tensor() -> None:
 
 @pytest.mark.parametrize("wanted", ["gpu", "", "cuda:x", "cuda:-1", "cpu cpu", "CUDA", "hub"])
 def test_name_that_is_no_device_is_refused_with_those_that_are(wanted: str) -> None:
-    with pytest.raises(DeviceError, match=r"^--device .*auto"):
+    with pytest.raises(DeviceError, match=r"^--torch-device .*auto"):
         choose_device(wanted, 0)
 
 

@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checks.checkpoint.checkpoint import Checkpoint
-from checks.checkpoint.pair import Comparison, Pair, compare, neuron_groups
+from checks.checkpoint.comparison import Comparison, compare
+from checks.checkpoint.neurons import neuron_groups
+from checks.checkpoint.pair import Pair
 from checks.statistics.units import UnitTest, combine, critical_z
 
 Tensors = dict[str, torch.Tensor]
@@ -97,7 +99,8 @@ def test_cosines_agree_with_numpy_in_float64(dtype: torch.dtype, llama_tensors: 
         expected = np.average([pearson(ours[name], theirs[name]) for name in names], weights=sizes)
         summary = comparison.layer(layer)
         assert summary.cosine == pytest.approx(expected, abs=1e-12)
-        assert summary.elements == summary.candidate_elements == summary.null_elements == sum(sizes)
+        assert summary.elements == summary.candidate_elements == sum(sizes)
+        assert summary.null_elements == sum(sizes) - 7  # centring takes one of each tensor
         assert summary.tensors == 7
         assert summary.coverage == 1
     mean = comparison.mean()
@@ -163,7 +166,7 @@ def test_norms_are_pooled_and_count_as_one_vector(llama_tensors: Llama, compared
     norms = compared(llama_tensors(1), llama_tensors(2)).category("norm")
     assert norms.tensors == 7
     assert norms.elements == 7 * 64
-    assert norms.null_elements == 64
+    assert norms.null_elements == 63  # centring takes one
     assert norms.raw_cosine is not None
     assert norms.raw_cosine > 0.99
     assert norms.cosine is not None
@@ -314,7 +317,7 @@ def test_only_finite_elements_count_as_compared(compared: Compare) -> None:
     block = comparison.layer(0)
     assert block.cosine == pytest.approx(1)
     assert comparison.nonfinite == {"layers.0.mlp.up_proj.weight": 4094}
-    assert block.null_elements == 2
+    assert block.null_elements == 1
     assert block.coverage == pytest.approx(2 / 4096)
 
 
@@ -507,10 +510,13 @@ def test_units_of_a_pair_are_the_joint_test(
     llama_tensors: Llama, save_checkpoint: Save, open_pair: Callable[..., Pair]
 ) -> None:
     pair = open_pair(save_checkpoint("ours", llama_tensors(1)), save_checkpoint("theirs", llama_tensors(2)))
-    joint = pair.units()
-    assert joint is not None
-    assert joint == combine(group.test for group in pair.neurons())
-    assert abs(joint.z) < 5
+    tests = pair.units()
+    assert tests is not None
+    assert tests.joint[0] == combine(group.test for group in pair.neurons())
+    assert tests.joint[1] == combine(group.gate for group in pair.neurons() if group.gate)
+    assert tests.tests == 2 + 2 * len(pair.neurons())
+    assert tests.coverage == 1
+    assert abs(tests.strongest_joint.z) < 5
     narrow = save_checkpoint("narrow", llama_tensors(1, intermediate_size=8))
     assert open_pair(save_checkpoint("ours", llama_tensors(1)), narrow).units() is None
 

@@ -118,14 +118,20 @@ def test_category_of_fused_and_nested_names(name: str, category: str) -> None:
     assert role_of(name).category == category
 
 
-def test_matrices_of_one_mlp_share_a_group_and_others_do_not() -> None:
-    groups = {name: role_of(name).mlp_group for name in KNOWN}
-    gate, up, down = (groups[f"model.layers.31.mlp.{kind}_proj.weight"] for kind in ("gate", "up", "down"))
-    assert gate == up == down == (31, "mlp", -1)
-    assert groups["model.layers.7.block_sparse_moe.experts.3.w2.weight"] == (7, "routed expert", 3)
-    assert groups["model.layers.1.mlp.shared_expert.up_proj.weight"] == (1, "shared expert", -1)
+def test_matrices_of_an_mlp_are_known_by_kind_and_nothing_else_is() -> None:
+    kinds = {name: role_of(name).kind for name in KNOWN}
+    for kind in ("gate", "up", "down"):
+        assert kinds[f"model.layers.31.mlp.{kind}_proj.weight"] == kind
+    assert kinds["model.layers.7.block_sparse_moe.experts.3.w2.weight"] == "down"
+    assert kinds["model.layers.1.mlp.shared_expert.up_proj.weight"] == "up"
     for name in ("model.layers.1.mlp.gate.weight", "blocks.31.mlp.gate_proj.bias", "lm_head.weight"):
-        assert groups[name] is None
+        assert kinds[name] is None
+
+
+def test_the_stack_is_what_precedes_the_layer_number() -> None:
+    assert role_of("model.layers.31.mlp.up_proj.weight").stack == "model.layers."
+    assert role_of("visual.blocks.3.mlp.up_proj.weight").stack == "visual.blocks."
+    assert role_of("lm_head.weight").stack == ""
 
 
 def test_bias_of_an_mlp_matrix_is_no_matrix_of_it() -> None:
@@ -161,7 +167,7 @@ _PARTS = st.sampled_from(
 def test_any_mixture_of_known_parts_has_a_consistent_role(name: str) -> None:
     role = role_of(name)
     assert role.category in CATEGORIES
-    assert (role.mlp_group is None) == (role.kind is None or role.layer is None)
+    assert role.kind in (None, "gate", "up", "down")
     if role.category == "bias":
         assert role.kind is None
         assert role.index_has_meaning

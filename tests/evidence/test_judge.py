@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from statistics import NormalDist
 
 import pytest
@@ -21,25 +20,19 @@ from checks.evidence.judge import (
 )
 from checks.evidence.record import CONTRADICTS, INCONCLUSIVE, SUPPORTS
 from checks.evidence.thresholds import threshold
+from checks.statistics.units import CombinedUnitTest, UnitTest, UnitTests, two_sided_log_p
 
 MEAN = threshold("similarity.mean")
 UNITS = threshold("independence.units")
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A calibrated test with chosen numbers."""
-
-    z: float
-    effect: float = 0.0
-    detectable: float = 0.02
-
-    @property
-    def log_p(self) -> float:
-        return math.log(math.erfc(abs(self.z) / math.sqrt(2)) or 5e-324)
-
-    def detectable_effect(self, critical_z: float) -> float:
-        return self.detectable
+def measured(
+    z: float, effect: float = 0.5, detectable: float = 0.02, coverage: float = 1.0, alone: float = 0.0
+) -> UnitTests:
+    """A joint test with chosen numbers, and one MLP with the score `alone` at an effect of a tenth of it."""
+    # detectable_effect(critical) = critical / total_scale for one test, at a critical z of about 5.4.
+    joint = CombinedUnitTest(z, two_sided_log_p(z), effect, tests=1, total_scale=5.4 / detectable)
+    return UnitTests((joint,), (("layer 0", UnitTest(alone, alone / 100, 100.0, 64)),), coverage)
 
 
 def judge_of(check: str = "similarity.mean", disclosed: bool = False) -> Judge:
@@ -49,7 +42,9 @@ def judge_of(check: str = "similarity.mean", disclosed: bool = False) -> Judge:
 @pytest.mark.parametrize(
     ("value", "outcome"),
     [
-        (-1.0, SUPPORTS),
+        (-1.0, CONTRADICTS),
+        (-0.5, INCONCLUSIVE),
+        (-0.05, SUPPORTS),
         (0.0, SUPPORTS),
         (0.0999, SUPPORTS),
         (0.1, INCONCLUSIVE),
@@ -88,26 +83,32 @@ def test_only_powered_decisions_support_or_contradict(value: float | None, eleme
 
 
 @pytest.mark.parametrize(
-    ("test", "outcome"),
+    ("tests", "outcome"),
     [
-        (Measured(0.5), SUPPORTS),
-        (Measured(-2.9), SUPPORTS),
-        (Measured(3.5), INCONCLUSIVE),
-        (Measured(500.0, effect=0.9), CONTRADICTS),
-        (Measured(-500.0, effect=-0.9), CONTRADICTS),
-        (Measured(8.0, effect=0.001), INCONCLUSIVE),
-        (Measured(0.5, detectable=0.3), INCONCLUSIVE),
-        (Measured(500.0, effect=0.9, detectable=0.3), CONTRADICTS),
+        (measured(0.5), SUPPORTS),
+        (measured(-2.9), SUPPORTS),
+        (measured(3.5), INCONCLUSIVE),
+        (measured(500.0), CONTRADICTS),
+        (measured(-500.0, effect=-0.5), CONTRADICTS),
+        (measured(8.0, effect=0.001), INCONCLUSIVE),
+        (measured(0.5, detectable=0.3), INCONCLUSIVE),
+        (measured(500.0, detectable=0.3), CONTRADICTS),
+        (measured(0.5, coverage=0.49), INCONCLUSIVE),
+        (measured(500.0, coverage=0.01), CONTRADICTS),
+        (measured(0.5, alone=20.0), CONTRADICTS),
+        (measured(0.5, alone=-20.0), CONTRADICTS),
+        (measured(0.5, alone=8.0), INCONCLUSIVE),
+        (measured(0.5, alone=4.0), SUPPORTS),
     ],
 )
-def test_a_calibrated_test_needs_level_effect_and_power(test: Measured, outcome: str) -> None:
-    assert decide_calibrated(UNITS, test, calibrated_cases=4).outcome == outcome
+def test_a_calibrated_test_needs_level_effect_power_and_coverage(tests: UnitTests, outcome: str) -> None:
+    assert decide_calibrated(UNITS, tests, calibrated_cases=4).outcome == outcome
 
 
-def test_the_level_is_shared_by_the_calibrated_cases_of_the_claim() -> None:
+def test_the_level_is_shared_by_the_calibrated_cases_of_the_claim_and_the_tests_of_each() -> None:
     for cases in (1, 52):
-        expected = -NormalDist().inv_cdf(1e-6 / cases / 2)
-        assert corrected_critical_z(UNITS, cases) == pytest.approx(expected, rel=1e-9)
+        expected = -NormalDist().inv_cdf(1e-6 / (cases * 2) / 2)
+        assert corrected_critical_z(UNITS, measured(0.0), cases) == pytest.approx(expected, rel=1e-9)
 
 
 def test_support_returns_and_is_recorded() -> None:
