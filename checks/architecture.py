@@ -81,7 +81,8 @@ def declared(candidate: Candidate, judge: Judge) -> None:
 
     result = declared_differences(candidate)
     if not result.differences:
-        judge.not_applicable(f"nothing to compare: {result.missing}", **result.details)
+        missing = f": {result.missing}" if result.missing else ""
+        judge.not_applicable(f"neither stated counts nor a configuration to compare{missing}", **result.details)
     judge(max(result.differences.values()), differences=result.differences, missing=result.missing, **result.details)
 
 
@@ -134,7 +135,7 @@ def _judge_matches(pair: Pair, judge: Judge, rows: list[KeyComparison], *, as_sh
         judge.not_applicable("no key of the configuration is known on both sides", **details)
     unknown = 0 if as_share else len(rows) - len(known)
     value: float = equal / len(known) if as_share else equal
-    decision = decide_by_bands(judge.threshold, value)
+    decision = judge.decide(lambda limits: decide_by_bands(limits, value))
     if as_share and len(known) < FEWEST_KNOWN_KEYS:
         decision = Decision(INCONCLUSIVE, f"no power: only {len(known)} keys are known on both sides")
     if unknown and decide_by_bands(judge.threshold, value + unknown).outcome != decision.outcome:

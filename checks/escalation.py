@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from checks.checkpoint.comparison import CosineSummary
     from checks.checkpoint.pair import Pair
     from checks.evidence.judge import Judge
+    from checks.evidence.thresholds import Threshold
 
 
 @dataclass(frozen=True)
@@ -68,22 +69,27 @@ def _reasons(decisions: Mapping[str, Decision], names: list[str]) -> str:
 
 
 def _equal_tensors(pair: Pair, judge: Judge) -> Decision:
-    return decide_by_bands(judge.threshold_of("identity.sha256"), len(pair.elementwise().identical))
+    equal = len(pair.elementwise().identical)
+    return judge.decide(lambda limits: decide_by_bands(limits, equal), "identity.sha256")
 
 
 def _summary(summary: CosineSummary, check: str, judge: Judge) -> Decision:
     if not summary.counterparts:
         return Decision(INCONCLUSIVE, "no tensor has a counterpart of equal name and shape")
-    return decide_by_summary(judge.threshold_of(check), summary)
+    return judge.decide(lambda limits: decide_by_summary(limits, summary), check)
 
 
 def _highest_category(pair: Pair, judge: Judge) -> Decision:
-    found = decide_category(judge.threshold_of("similarity.category"), pair.elementwise())
-    return Decision(INCONCLUSIVE, "no tensor has a counterpart of equal name and shape") if found is None else found[1]
+    def decide(limits: Threshold) -> Decision:
+        found = decide_category(limits, pair.elementwise())
+        return found[1] if found else Decision(INCONCLUSIVE, "no tensor has a counterpart of equal name and shape")
+
+    return judge.decide(decide, "similarity.category")
 
 
 def _neurons(pair: Pair, judge: Judge) -> Decision:
     tests = pair.units()
     if tests is None:
         return Decision(INCONCLUSIVE, "no MLP has a counterpart of equal shape in the same place")
-    return decide_calibrated(judge.threshold_of("independence.units"), tests, judge.context.calibrated_cases)
+    cases = judge.context.calibrated_cases
+    return judge.decide(lambda limits: decide_calibrated(limits, tests, cases), "independence.units")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from checks.claim.collector import (
     CLAIM,
     ClaimModule,
     claim_files,
+    claim_module,
     in_pair_order,
-    is_claim_file,
     parametrize,
     shown_path,
 )
@@ -37,15 +37,20 @@ EVIDENCE_PROPERTY = "evidence"
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The suite's options."""
     group = parser.getgroup(SUITE, "claims that a model was trained from scratch")
-    group.addoption("--report", metavar="DIR", default=None, help="write verdict.json and evidence.jsonl into DIR")
-    group.addoption(
-        "--allow-missing",
+
+    def add(option: str, **attributes: Any) -> None:
+        # Other plugins may keep a value called `offline` too.
+        group.addoption(f"--{option}", dest=f"from_scratch_{option.replace('-', '_')}", **attributes)
+
+    add("report", metavar="DIR", default=None, help="write verdict.json and evidence.jsonl into DIR")
+    add(
+        "allow-missing",
         action="store_true",
         help="skip a case whose weights cannot be had as 'unavailable' instead of making it an error",
     )
-    group.addoption("--offline", action="store_true", help="use no network (implies --allow-missing)")
-    group.addoption(
-        "--torch-device",
+    add("offline", action="store_true", help="use no network (implies --allow-missing)")
+    add(
+        "torch-device",
         metavar="DEVICE",
         default="auto",
         help="where statistics are computed: auto (a GPU for each worker, else the CPU), cpu, cuda or cuda:N",
@@ -72,10 +77,7 @@ def is_worker(config: pytest.Config) -> bool:
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> ClaimModule | None:
     """Claim files become modules."""
-    if is_claim_file(file_path, parent.config):
-        module: ClaimModule = ClaimModule.from_parent(parent, path=file_path)
-        return module
-    return None
+    return claim_module(file_path, parent)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -103,20 +105,35 @@ def _marks() -> dict[str, tuple[pytest.MarkDecorator, pytest.MarkDecorator]]:
     }
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The order in which each pair is opened once."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, None, None]:
+    """The order in which each pair is opened once, whatever other plugins shuffled."""
+    yield
     items[:] = in_pair_order(items)
 
 
 # Fixtures
 
 
+def device_of(config: pytest.Config) -> str:
+    """The torch device of this worker.
+
+    The CPU is used with one thread: sums then have the same last digits on every machine, with and without workers, and
+    workers do not fight for cores. More cores are used with `-n`.
+    """
+    import torch
+
+    worker_id = str(getattr(config, "workerinput", {}).get("workerid", "gw0"))
+    device = choose_device(str(config.getoption("from_scratch_torch_device")), int(worker_id.removeprefix("gw")))
+    if device == "cpu":
+        torch.set_num_threads(1)
+    return device
+
+
 @pytest.fixture(scope="session")
-def device(pytestconfig: pytest.Config) -> Callable[[], str]:
-    """Chooses the torch device of this worker, once weights are about to be read: choosing imports torch."""
-    worker_id = str(getattr(pytestconfig, "workerinput", {}).get("workerid", "gw0"))
-    return partial(choose_device, str(pytestconfig.getoption("torch_device")), int(worker_id.removeprefix("gw")))
+def device(pytestconfig: pytest.Config) -> str:
+    """The torch device of this worker, as text."""
+    return device_of(pytestconfig)
 
 
 @pytest.fixture(scope="session")
@@ -124,7 +141,7 @@ def candidate(request: pytest.FixtureRequest) -> Any:
     """The model that the claim is about, or one component of it."""
     from checks.checkpoint.candidate import Candidate
 
-    parameter: CandidateParameter = request.param
+    parameter: CandidateParameter = _parameter(request)
     return Candidate(
         parameter.candidate,
         parameter.component,
@@ -136,23 +153,33 @@ def candidate(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture(scope="session")
-def pair(request: pytest.FixtureRequest, device: Callable[[], str]) -> Any:
+def pair(request: pytest.FixtureRequest) -> Any:
     """The candidate and one reference, opened when a check first asks for weights; shared by all checks of the pair."""
     from checks.checkpoint.model import Model
     from checks.checkpoint.pair import Pair
 
-    parameter: PairParameter = request.param
+    parameter: PairParameter = _parameter(request)
     return Pair(
         Model(parameter.candidate, parameter.component, parameter.candidate_prefixes),
         Model(parameter.reference, parameter.component, parameter.reference_prefixes),
-        device,
+        # Chosen when weights are about to be read: choosing imports torch.
+        partial(device_of, request.config),
+        parameter.claimed_prefixes,
     )
+
+
+def _parameter(request: pytest.FixtureRequest) -> Any:
+    if not hasattr(request, "param"):
+        raise pytest.UsageError(f"the fixture {request.fixturename!r} of from-scratch belongs to the cases of claims")
+    return request.param
 
 
 @pytest.fixture
 def judge(request: pytest.FixtureRequest) -> Judge:
     """Knows the case's threshold, records the evidence, and passes, fails or skips."""
     item = request.node
+    if CASE not in item.stash:
+        raise pytest.UsageError("the fixture 'judge' of from-scratch belongs to the cases of claims")
     case, claim = item.stash[CASE], item.stash[CLAIM]
     module = item.getparent(ClaimModule)
     path = shown_path(item.path, request.config.invocation_params.dir)
@@ -182,13 +209,13 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
         if CASE not in pyfuncitem.stash:
             raise
         if isinstance(error, CheckpointUnavailable) and allows_missing(pyfuncitem.config):
-            raise pytest.skip.Exception(f"{UNAVAILABLE}: {error}") from None
-        raise pytest.fail.Exception(str(error), pytrace=False) from None
+            raise _explained(pytest.skip.Exception(f"{UNAVAILABLE}: {error}"), error) from None
+        raise _explained(pytest.fail.Exception(str(error), pytrace=False), error) from None
 
 
 def allows_missing(config: pytest.Config) -> bool:
     """Are weights that cannot be had a skip instead of an error?"""
-    return bool(config.getoption("allow_missing") or config.getoption("offline"))
+    return bool(config.getoption("from_scratch_allow_missing") or config.getoption("from_scratch_offline"))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -214,17 +241,16 @@ def pytest_runtest_makereport(
     return report
 
 
+def _explained(replacement: BaseException, original: BaseException) -> BaseException:
+    """One of pytest's own outcomes in place of an exception of the suite, which it remembers."""
+    replacement.from_scratch_original = original  # type: ignore[attr-defined]
+    return replacement
+
+
 def _cause(raised: BaseException) -> BaseException:
-    """What `pytest_pyfunc_call` replaced by an outcome of pytest's."""
-    context = raised.__context__
-    return context if isinstance(context, ContradictingEvidence | CheckpointUnavailable) else raised
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_handlecrashitem(crashitem: str, report: pytest.TestReport) -> None:
-    """xdist reports the case that a worker died on as failed; a dead worker accuses nobody."""
-    if "::" in crashitem and crashitem.partition("::")[0].endswith((".yaml", ".yml")):
-        report.when = "setup"
+    """The exception that `pytest_pyfunc_call` replaced, or the one that was raised."""
+    original = getattr(raised, "from_scratch_original", None)
+    return original if isinstance(original, ContradictingEvidence | CheckpointUnavailable) else raised
 
 
 # xdist
@@ -251,7 +277,21 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
                 unit, crashed = pending
                 unit[crashed] = True
             super().remove_node(node)
+            # xdist puts finished units back too: a worker that is given one waits for work that never comes.
+            for scope in [scope for scope, unit in self.workqueue.items() if all(unit.values())]:
+                del self.workqueue[scope]
+            if self.collection is not None:
+                self.schedule()
             return pending[1] if pending is not None else None
+
+        def schedule(self) -> None:
+            """After a worker was replaced, hand out as much as at first.
+
+            A worker runs its last case only once it has another, or knows that there is none; one unit may be one case.
+            """
+            rounds = 1 if self.collection is None else len(self.workqueue) + 1
+            for _ in range(rounds):
+                super().schedule()
 
     return PairScheduling(config, log)
 

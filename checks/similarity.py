@@ -14,7 +14,8 @@ from checks.evidence.judge import decide_by_summary, decide_category
 if TYPE_CHECKING:
     from checks.checkpoint.comparison import CosineSummary
     from checks.checkpoint.pair import Pair
-    from checks.evidence.judge import Judge
+    from checks.evidence.judge import Decision, Judge
+    from checks.evidence.thresholds import Threshold
 
 
 def mean(pair: Pair, judge: Judge) -> None:
@@ -91,9 +92,15 @@ def category(pair: Pair, judge: Judge) -> None:
     found = decide_category(judge.threshold, comparison)
     if found is None:
         judge.not_applicable("no tensor has a counterpart of equal name and shape", read=pair.read())
-    highest, decision = found
+    highest = found[0]
+
+    def decide(limits: Threshold) -> Decision:
+        again = decide_category(limits, comparison)
+        assert again is not None
+        return again[1]
+
     judge.finish(
-        decision,
+        judge.decide(decide),
         comparison.category(highest).cosine,
         read=pair.read(),
         category=highest,

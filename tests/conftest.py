@@ -25,6 +25,9 @@ from checks.evidence.record import Evidence
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("suite")
 
+# As the plugin does; on a busy machine torch's threads wait for each other most of the time.
+torch.set_num_threads(1)
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 EXAMPLES = REPOSITORY / "examples" / "checkpoints"
 

@@ -22,6 +22,8 @@ references:
 nearest: 0
 """
 
+ONE_REFERENCE = INDEPENDENT.replace("  - {{name: derived, path: {examples}/derived}}\n", "")
+
 WITHOUT_BASE = """\
 claim: small
 statement: A small model was trained from scratch.
@@ -104,7 +106,7 @@ def test_cases_are_selected_as_pytest_users_expect(
 
 
 def test_last_failed_runs_what_failed(pytester: pytest.Pytester, example: Example) -> None:
-    example(candidate="derived", text=INDEPENDENT.replace("  - {{name: derived, path: {examples}/derived}}\n", ""))
+    example(candidate="derived", text=ONE_REFERENCE)
     assert pytester.runpytest("claims").ret == 1
     result = pytester.runpytest("--lf", "claims", "--collect-only", "-q")
     collected = [line.partition("::")[2] for line in result.outlines if "::" in line]
@@ -162,7 +164,7 @@ def test_each_pair_is_opened_once(pytester: pytest.Pytester, example: Example) -
 def test_equal_names_of_different_models_never_share_a_stream(
     pytester: pytest.Pytester, example: Example, examples: Path
 ) -> None:
-    example(text=INDEPENDENT.replace("  - {{name: derived, path: {examples}/derived}}\n", ""), candidate="derived")
+    example(text=ONE_REFERENCE, candidate="derived")
     text = INDEPENDENT.replace("claim: small", "claim: second").replace("/base}}", "/independent}}")
     example(
         name="claims/second.yaml",
@@ -314,7 +316,7 @@ def test_a_check_that_does_not_judge_is_an_error(pytester: pytest.Pytester, exam
 def test_a_fail_fast_run_keeps_its_refutation_and_reports_the_rest_as_missing(
     pytester: pytest.Pytester, example: Example
 ) -> None:
-    example(candidate="derived", text=INDEPENDENT.replace("  - {{name: derived, path: {examples}/derived}}\n", ""))
+    example(candidate="derived", text=ONE_REFERENCE)
     result = pytester.runpytest("claims", "-x", "-m", "decisive", "--report", "out")
     assert result.ret == 1
     found = verdicts(pytester.path / "out")["small"]
@@ -385,7 +387,7 @@ def test_the_summary_names_what_was_not_measured(pytester: pytest.Pytester, exam
         [
             "claims/small.yaml: A small model was trained from scratch.",
             "  INCONCLUSIVE: *weights could not be had for the comparison with gone*",
-            "  panel: gone",
+            "  panel: gone (claims/gone)",
             "  worst evidence per family:",
             "    architecture*architecture.*[[]gone[]]*",
             "  not measured:",
@@ -419,3 +421,149 @@ def test_an_unknown_device_is_an_error_of_the_run_and_not_of_the_model(
     assert result.ret == 11
     assert "failed" not in result.parseoutcomes()
     result.stdout.fnmatch_lines(["*--torch-device abacus: no such device*"])
+
+
+# What two reviews showed
+
+
+def test_a_claim_outside_the_root_directory_gets_a_verdict(pytester: pytest.Pytester, example: Example) -> None:
+    example(name="outside.yaml", candidate="derived", text=ONE_REFERENCE)
+    inside = pytester.mkdir("inside")
+    (inside / "pytest.ini").write_text("[pytest]\n")
+    (inside / "test_ordinary.py").write_text("def test_one(): pass\n")
+    pytester.chdir()
+    for arguments in (["-c", "inside/pytest.ini", "outside.yaml"], ["--rootdir=inside", "outside.yaml", "inside"]):
+        result = pytester.runpytest(*arguments, "--report", "out")
+        assert result.ret == 1
+        assert verdicts(pytester.path / "out")["small"]["verdict"] == "REFUTED"
+
+
+def test_a_claim_named_and_wholly_deselected_is_partial(pytester: pytest.Pytester, example: Example) -> None:
+    example()
+    example(name="claims/second.yaml", text=ONE_REFERENCE.replace("claim: small", "claim: second"), candidate="derived")
+    result = pytester.runpytest(
+        "claims/small.yaml", "claims/second.yaml", "--deselect", "claims/second.yaml", "--report", "out"
+    )
+    assert verdicts(pytester.path / "out")["second"]["verdict"] == "PARTIAL"
+    assert result.ret == 10
+
+
+@pytest.mark.parametrize("ending", ["raise OSError('late')", "pytest.skip('late')"])
+def test_a_teardown_does_not_take_a_refutation_back(pytester: pytest.Pytester, example: Example, ending: str) -> None:
+    example(candidate="derived", text=ONE_REFERENCE)
+    pytester.makeconftest(f"import pytest\n@pytest.fixture(autouse=True)\ndef late():\n    yield\n    {ending}\n")
+    result = pytester.runpytest("claims", "-k", "mean", "--report", "out")
+    assert result.ret == 1
+    assert verdicts(pytester.path / "out")["small"]["verdict"] == "REFUTED"
+
+
+def test_one_claims_configuration_is_not_used_for_another(
+    pytester: pytest.Pytester, example: Example, examples: Path
+) -> None:
+    example()
+    other = json.loads((examples / "independent" / "config.json").read_text())
+    other["vocab_size"] = 4096
+    (pytester.path / "claims" / "other.json").write_text(json.dumps(other))
+    text = INDEPENDENT.replace("claim: small", "claim: second").replace(
+        "{examples}/{candidate}}}", "{examples}/{candidate}, config: other.json}}"
+    )
+    example(name="claims/second.yaml", text=text)
+    results = {}
+    for order in (("small", "second"), ("second", "small")):
+        pytester.runpytest(*(f"claims/{name}.yaml" for name in order), "--report", "out")
+        results[order] = verdicts(pytester.path / "out")
+    assert results["small", "second"] == results["second", "small"]
+    declared = {
+        name: one["cases"]["architecture.declared"]["outcome"] for name, one in results["small", "second"].items()
+    }
+    assert declared == {"small": "supports", "second": "contradicts"}
+
+
+def test_a_report_directory_that_cannot_be_made_is_a_usage_error(pytester: pytest.Pytester, example: Example) -> None:
+    example()
+    pytester.makefile(".txt", occupied="")
+    result = pytester.runpytest("claims", "--report", "occupied.txt")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--report *occupied.txt: cannot be made a directory*"])
+
+
+def test_a_refutation_outranks_a_mistaken_claim(pytester: pytest.Pytester, example: Example) -> None:
+    example(candidate="derived", text=ONE_REFERENCE)
+    (pytester.path / "claims" / "wrong.yaml").write_text("claim: wrong\n")
+    assert pytester.runpytest("claims", "--continue-on-collection-errors").ret == 1
+
+
+def test_a_part_that_no_component_names_keeps_a_claim_open(pytester: pytest.Pytester, example: Example) -> None:
+    example(
+        text="claim: x\nstatement: y\nmodel: {{path: {examples}/independent}}\nnearest: 0\n"
+        "references: [{{name: base, path: {examples}/base}}]\ncomponents: {{part: {{prefix: model.layers.}}}}\n"
+    )
+    result = pytester.runpytest("claims", "--report", "out")
+    assert result.ret == 10
+    assert (
+        "of the candidate's weights belong to no component of the claim" in verdicts(pytester.path / "out")["x"]["text"]
+    )
+
+
+@pytest.mark.parametrize("name", ["decoder", "text"])
+def test_the_component_with_the_most_weights_is_the_text_decoder(
+    pytester: pytest.Pytester, example: Example, name: str
+) -> None:
+    example(
+        text="claim: x\nstatement: y\nmodel: {{path: {examples}/derived}}\nnearest: 0\ncomponents:\n"
+        f"  {name}:\n    prefix: model.\n    disclosed: [base]\n"
+        "    references: [{{name: base, path: {examples}/base}}]\n"
+        "  head: {{prefix: lm_head., references: [{{name: independent, path: {examples}/independent}}]}}\n"
+    )
+    result = pytester.runpytest("claims", "--report", "out")
+    assert result.ret == 10
+    assert verdicts(pytester.path / "out")["x"]["verdict"] in ("DISCLOSED", "INCONCLUSIVE")
+
+
+def test_other_yaml_in_a_directory_called_claims_is_left_alone(pytester: pytest.Pytester) -> None:
+    path = pytester.path / "claims" / "data.yaml"
+    path.parent.mkdir()
+    path.write_text("insurance: 5\n")
+    pytester.makepyfile("def test_one(): pass")
+    assert pytester.runpytest().ret == 0
+
+
+def test_fixtures_of_the_same_name_in_a_users_conftest_do_no_harm(pytester: pytest.Pytester, example: Example) -> None:
+    example()
+    pytester.makeconftest("import pytest\n@pytest.fixture\ndef device():\n    return 'abacus'\n")
+    assert pytester.runpytest("claims").ret == 0
+
+
+def test_the_suites_fixtures_explain_themselves_in_ordinary_tests(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_one(pair): pass\ndef test_two(judge): pass")
+    result = pytester.runpytest()
+    result.stdout.fnmatch_lines(["*the fixture 'pair' of from-scratch belongs to the cases of claims*"])
+    result.stdout.fnmatch_lines(["*the fixture 'judge' of from-scratch belongs to the cases of claims*"])
+
+
+def test_values_of_other_plugins_keep_their_names(pytester: pytest.Pytester, example: Example) -> None:
+    example(text=WITHOUT_BASE)
+    pytester.makepyfile(
+        other="def pytest_addoption(parser):\n"
+        "    parser.addoption('--no-network', dest='offline', action='store_true')\n"
+    )
+    assert pytester.runpytest_subprocess("-p", "other", "claims", "--offline").ret == 10
+
+
+def test_shuffled_cases_still_open_each_pair_once(pytester: pytest.Pytester, example: Example) -> None:
+    example()
+    pytester.makeconftest(
+        "import random\nimport pytest\n"
+        "@pytest.hookimpl(trylast=True)\n"
+        "def pytest_collection_modifyitems(items):\n    random.Random(1).shuffle(items)\n"
+        "def pytest_fixture_setup(fixturedef, request):\n"
+        "    if fixturedef.argname == 'pair':\n        print('opened', request.param.reference.name)\n"
+    )
+    result = pytester.runpytest("claims", "-s", "-q")
+    assert len([line for line in result.outlines if "opened" in line]) == 2
+
+
+def test_a_symlinked_claim_reads_the_paths_of_its_file(pytester: pytest.Pytester, example: Example) -> None:
+    real = example(name="claims/real.yaml")
+    (pytester.path / "link.yaml").symlink_to(real)
+    assert pytester.runpytest("link.yaml", "-k", "mean").ret == 0

@@ -98,6 +98,27 @@ def test_the_rest_of_a_pair_is_run_after_its_worker_died(pytester: pytest.Pytest
     assert result.ret == 1
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_run_goes_on_after_a_worker_died_on_one_of_few_cases(
+    pytester: pytest.Pytester, examples: Path, workers: str
+) -> None:
+    """Units of a single case: a worker that replaces a dead one must not wait for a second case that never comes."""
+    references = "".join(f"  - {{name: r{n}, path: {examples}/base}}\n" for n in range(4))
+    (pytester.path / "few.yaml").write_text(
+        f"claim: few\nstatement: x\nmodel: {{path: {examples}/independent}}\nnearest: 0\n"
+        f"checks: {{only: [similarity.mean]}}\nreferences:\n{references}"
+    )
+    pytester.makeconftest(
+        "import os\nimport pytest\n@pytest.hookimpl(tryfirst=True)\n"
+        "def pytest_pyfunc_call(pyfuncitem):\n    if '[r1]' in pyfuncitem.name:\n        os._exit(3)\n"
+    )
+    result = pytester.runpytest_subprocess("few.yaml", "-n", workers, "--report", "out", timeout=120)
+    outcomes = {case: one["outcome"] for case, one in verdicts(pytester.path / "out")["few"]["cases"].items()}
+    assert outcomes.pop("similarity.mean[r1]") == "error"
+    assert set(outcomes.values()) == {"supports"}
+    assert result.ret == 11
+
+
 def test_ordinary_tests_are_spread_beside_claims(pytester: pytest.Pytester, derived_claim: Path) -> None:
     pytester.makepyfile("import pytest\n@pytest.mark.parametrize('n', range(20))\ndef test_one(n): pass\n")
     result = pytester.runpytest("-n", "2", "-k", "test_one or (independent and mean)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,10 +23,13 @@ if TYPE_CHECKING:
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
+ADAPTER_NAME = "adapter_model.safetensors"
 PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 # safetensors dtypes whose values are weights as they stand; the rest is packed, scaled or no number at all.
 FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
+# Bytes of the integer types in which weights are packed.
+_BYTES = {"I32": 4, "U32": 4, "I16": 2, "U16": 2}
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,12 @@ class TensorEntry:
     def elements(self) -> int:
         """Number of elements."""
         return prod(self.shape)
+
+    @property
+    def weights(self) -> int:
+        """How many weights it may hold: packed ones count as four bits each, the densest that is common."""
+        packed = not self.is_float and not self.dtype.startswith("F")
+        return self.elements * _BYTES.get(self.dtype, 1) * 2 if packed else self.elements
 
     @property
     def is_float(self) -> bool:
@@ -72,12 +82,19 @@ class Checkpoint:
             for name, (shard, dtype, shape) in sorted(everything.items())
             if name.startswith(self.prefix)
         }
+        self._everything = {name: prod(shape) for name, (_, _, shape) in everything.items()}
         self._sha256: dict[str, str] = {}
 
     @cached_property
     def parameters(self) -> int:
         """Elements of all tensors. Tied tensors that are stored once count once."""
         return sum(entry.elements for entry in self.tensors.values())
+
+    def share_outside(self, prefixes: tuple[str, ...]) -> float:
+        """Share of all stored elements whose tensor's name starts with none of `prefixes`, 0 to 1."""
+        outside = sum(size for name, size in self._everything.items() if not name.startswith(prefixes))
+        total = sum(self._everything.values())
+        return outside / total if total else 0.0
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor, on the CPU, in its stored dtype. Raises CheckpointUnavailable when it cannot be read."""
@@ -130,6 +147,14 @@ def _read_index(directory: Path) -> dict[str, tuple[Path, str, tuple[int, ...]]]
     if not directory.is_dir():
         raise CheckpointUnavailable(f"{directory}: no such directory; correct the path in the claim")
     index_file = directory / INDEX_NAME
+    if index_file.is_file() and (directory / SINGLE_NAME).is_file():
+        raise CheckpointUnavailable(
+            f"{directory}: holds both {SINGLE_NAME} and {INDEX_NAME}, which may be two models; remove the "
+            "one that is not loaded"
+        )
+    adapter = directory / ADAPTER_NAME
+    if adapter.is_file():
+        raise CheckpointUnavailable(f"{adapter}: an adapter changes the weights beside it; merge it into them first")
     shards = _shards_of_index(index_file) if index_file.is_file() else _shards_without_index(directory)
     found: dict[str, tuple[Path, str, tuple[int, ...]]] = {}
     for shard, listed in shards.items():
@@ -186,6 +211,12 @@ def _shards_without_index(directory: Path) -> dict[Path, set[str]]:
                 f"s.save_file(torch.load('{pickles[0]}', weights_only=True), 'model.safetensors')\""
             )
         raise CheckpointUnavailable(f"{directory}: holds no .safetensors file")
+    for file in files:
+        part = re.search(r"-of-0*(\d+)\.safetensors$", file.name)
+        if part and int(part.group(1)) != len(files):
+            raise CheckpointUnavailable(
+                f"{directory}: holds {len(files)} of the {part.group(1)} files of {file.name}; fetch the rest"
+            )
     return {file: set() for file in files}
 
 

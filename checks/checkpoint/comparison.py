@@ -150,8 +150,8 @@ class Comparison:
 
     @cached_property
     def _unnumbered_elements(self) -> int:
-        in_layers = sum(entry.elements for entries in self._matrices_by_layer.values() for entry in entries)
-        return sum(entry.elements for entry in self._matrices) - in_layers
+        in_layers = sum(entry.weights for entries in self._matrices_by_layer.values() for entry in entries)
+        return sum(entry.weights for entry in self._matrices) - in_layers
 
     def _summary(self, entries: Iterable[TensorEntry]) -> CosineSummary:
         wanted = [entry for entry in entries if entry.name not in self.ordinary]
@@ -165,7 +165,7 @@ class Comparison:
             cosine=_weighted([(one.cosine, one.sums.n) for one in defined]),
             raw_cosine=_weighted([(one.sums.cosine, one.sums.n) for one in defined]),
             elements=sum(one.sums.n for one in defined),
-            candidate_elements=sum(entry.elements for entry in wanted),
+            candidate_elements=sum(entry.weights for entry in wanted),
             null_elements=max(widths, default=0) if shared else sum(one.freedom for one in defined),
             tensors=len(defined),
             counterparts=len(compared),

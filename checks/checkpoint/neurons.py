@@ -66,7 +66,7 @@ def unit_tests(candidate: Checkpoint, groups: Sequence[NeuronGroup]) -> UnitTest
         for views, test in (("all views", group.test), ("gate", group.gate))
         if test is not None and test.z is not None
     ]
-    total = sum(entry.elements for entry in candidate.tensors.values() if entry.role.kind is not None)
+    total = sum(entry.weights for entry in candidate.tensors.values() if entry.role.kind is not None)
     tested = sum(group.elements for group in groups if group.test.z is not None)
     return UnitTests(defined, tuple(single), tested / total if total else 0.0)
 

@@ -17,17 +17,32 @@ if TYPE_CHECKING:
 class Pair:
     """A candidate and a reference, or one component of both. Statistics are computed once and shared."""
 
-    def __init__(self, candidate: Model, reference: Model, device: Callable[[], str] = lambda: "cpu") -> None:
+    def __init__(
+        self,
+        candidate: Model,
+        reference: Model,
+        device: Callable[[], str] = lambda: "cpu",
+        claimed_prefixes: tuple[str, ...] = ("",),
+    ) -> None:
         self.candidate = candidate
         self.reference = reference
+        self._claimed_prefixes = claimed_prefixes
         self._device = device
 
     def read(self) -> dict[str, Any]:
-        """What was read, for the record: digests and sizes of both sides."""
-        return {
-            side: {"name": model.name, "tensors": len(model.checkpoint.tensors), "sha256": model.checkpoint.digest()}
+        """What was read, for the record: digests, sizes, and what of the candidate no component of the claim names."""
+        sides: dict[str, Any] = {
+            side: {
+                "name": model.name,
+                "prefix": model.checkpoint.prefix,
+                "tensors": len(model.checkpoint.tensors),
+                "elements": model.checkpoint.parameters,
+                "sha256": model.checkpoint.digest(),
+            }
             for side, model in (("candidate", self.candidate), ("reference", self.reference))
         }
+        sides["candidate"]["outside_components"] = self.candidate.checkpoint.share_outside(self._claimed_prefixes)
+        return sides
 
     def elementwise(self) -> Comparison:
         """Sums, hashes and equal tensors of the pair. Raises CheckpointUnavailable."""

@@ -31,6 +31,7 @@ class PairParameter:
     component: str | None
     candidate_prefixes: tuple[str, ...]
     reference_prefixes: tuple[str, ...]
+    claimed_prefixes: tuple[str, ...]  # of all components of the claim: what lies under none of them is not examined
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ def calibrated_cases(claim: Claim) -> int:
 
 def pair_parameter(claim: Claim, component: Component, reference: Reference) -> PairParameter:
     """The fixture parameter of a pair."""
-    return PairParameter(claim.model, reference.source, component.name, component.prefixes, reference.prefixes)
+    claimed = tuple(prefix for one in claim.components for prefix in one.prefixes)
+    return PairParameter(claim.model, reference.source, component.name, component.prefixes, reference.prefixes, claimed)
 
 
 def candidate_parameter(claim: Claim, component: Component) -> CandidateParameter:

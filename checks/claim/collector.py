@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
+import os
+import re
 import types
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +28,10 @@ from checks.claim.source import ClaimError
 CLAIM_SUFFIXES = (".yaml", ".yml")
 CLAIMS_DIRECTORY = "claims"
 
+# A file that nobody named is a claim only if it says so: other projects keep other YAML in directories called claims.
+_SAYS_CLAIM = re.compile(r"^(?:claim|statement|model)\s*:", re.MULTILINE)
+
+COLLECTED: pytest.StashKey[list[Path]] = pytest.StashKey()
 CASE = pytest.StashKey[Case]()
 CLAIM = pytest.StashKey[Claim]()
 ORDER = pytest.StashKey[tuple[int, int]]()  # the pair's place in the claim, then the case's place in its expansion
@@ -38,8 +45,9 @@ class ClaimModule(pytest.Module):
 
     def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
         """The cases, through pytest's own function collection, so that fixtures, marks and ids are all pytest's."""
+        self.config.stash.setdefault(COLLECTED, []).append(self.path.resolve())
         try:
-            self.claim = load_claim(self.path)
+            self.claim = load_claim(self.path.resolve())
         except ClaimError as error:
             # Located lines without a traceback, relative to where the user stands.
             here = self.config.invocation_params.dir
@@ -112,11 +120,33 @@ def in_pair_order(items: list[pytest.Item]) -> list[pytest.Item]:
     return [next(in_order) if CASE in item.stash else item for item in items]
 
 
-def is_claim_file(path: Path, config: pytest.Config) -> bool:
-    """Is this YAML file a claim of this run: named on the command line, or directly in a directory `claims/`?"""
+def claim_module(path: Path, parent: pytest.Collector) -> ClaimModule | None:
+    """The module of a YAML file that is a claim of this run; None for any other file."""
+    if not is_claim_file(path, named_files(parent.config)):
+        return None
+    config = parent.config
+    # Outside the root directory pytest leaves the path out of node ids, which must tell claims apart.
+    outside = not path.is_relative_to(config.rootpath)
+    named: dict[str, Any] = {"nodeid": Path(os.path.relpath(path, config.rootpath)).as_posix()} if outside else {}
+    module: ClaimModule = ClaimModule.from_parent(parent, path=path, **named)
+    return module
+
+
+def is_claim_file(path: Path, named: frozenset[Path]) -> bool:
+    """Is this YAML file a claim: named on the command line, or directly in a directory `claims/` and saying so?"""
     if path.suffix not in CLAIM_SUFFIXES:
         return False
-    return path.parent.name == CLAIMS_DIRECTORY or path.resolve() in {one.resolve() for one in named_paths(config)}
+    if path.resolve() in named:
+        return True
+    return path.parent.name == CLAIMS_DIRECTORY and _says_claim(path)
+
+
+def _says_claim(path: Path) -> bool:
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return _SAYS_CLAIM.search(file.read(100_000)) is not None
+    except OSError:
+        return False
 
 
 def named_paths(config: pytest.Config) -> list[Path]:
@@ -124,13 +154,24 @@ def named_paths(config: pytest.Config) -> list[Path]:
     return [config.invocation_params.dir / argument.partition("::")[0] for argument in config.args]
 
 
+def named_files(config: pytest.Config) -> frozenset[Path]:
+    """The claim files that the command line names."""
+    return frozenset(path.resolve() for path in named_paths(config) if path.suffix in CLAIM_SUFFIXES and path.is_file())
+
+
 def claim_files(config: pytest.Config) -> list[Path]:
-    """The claim files of this run, found without collecting: what the controller of xdist goes by."""
+    """The claim files of this run.
+
+    A process that collects knows them from its collection. xdist's controller collects nothing and looks for itself.
+    """
+    if config.getoption("dist", "no") == "no":
+        collected: list[Path] = config.stash.get(COLLECTED, [])
+        return list(dict.fromkeys(collected))
     found: dict[Path, None] = {}
     for path in named_paths(config):
         if path.is_dir():
             found.update(dict.fromkeys(_claims_below(path, config)))
-        elif path.suffix in CLAIM_SUFFIXES and path.is_file():
+        elif path.resolve() in named_files(config):
             found[path.resolve()] = None
     return list(found)
 
@@ -138,13 +179,14 @@ def claim_files(config: pytest.Config) -> list[Path]:
 def _claims_below(directory: Path, config: pytest.Config) -> Iterator[Path]:
     ignored = {Path(one).resolve() for one in (config.getoption("ignore") or ())}
     patterns = config.getini("norecursedirs")
+    named = named_files(config)
     for entry in sorted(directory.iterdir()):
         if entry.resolve() in ignored:
             continue
         if entry.is_dir():
-            if not any(fnmatch.fnmatch(entry.name, pattern) for pattern in patterns):
+            if not any(fnmatch.fnmatch(entry.name, pattern) for pattern in patterns) and not entry.is_symlink():
                 yield from _claims_below(entry, config)
-        elif directory.name == CLAIMS_DIRECTORY and entry.suffix in CLAIM_SUFFIXES:
+        elif is_claim_file(entry, named):
             yield entry.resolve()
 
 

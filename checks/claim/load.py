@@ -11,6 +11,7 @@ from typing import Any
 
 from checks.catalog import entry as catalog
 from checks.catalog.architecture import Architecture, from_config
+from checks.catalog.comparison import five_keys
 from checks.catalog.entry import keys as catalog_keys
 from checks.catalog.nearest import nearest
 from checks.claim.discovery import check_names
@@ -159,7 +160,12 @@ class _ClaimBuilder:
     def _directory(self, value: dict[str, str], path: KeyPath) -> Path | None:
         if "path" not in value:
             return None
-        directory = (self.directory / value["path"]).resolve()
+        try:
+            directory = (self.directory / value["path"]).resolve()
+            directory.is_dir()
+        except (OSError, ValueError) as error:
+            self._problem((*path, "path"), f"not a path that can be used: {error}")
+            return None
         if not directory.is_dir() and "config" not in value and value.get("name") not in catalog_keys():
             self._problem(
                 (*path, "path"),
@@ -174,12 +180,28 @@ class _ClaimBuilder:
         if "config" in value:
             return self._read_config((self.directory / value["config"]).resolve(), (*path, "config"))
         if directory is not None and (directory / "config.json").is_file():
-            return self._read_config(directory / "config.json", (*path, "path"))
+            found = self._read_config(directory / "config.json", (*path, "path"))
+            self._same_as_catalogued(name, found, path)
+            return found
         if name in catalog_keys():
             return catalog.load(name).components
         if "repo" in value:
             self._problem((*path, "repo"), "a model outside the catalogue brings its config: add config: config.json")
         return {}
+
+    def _same_as_catalogued(self, name: str, found: Mapping[str, Architecture], path: KeyPath) -> None:
+        """A directory under a name of the catalogue must not be another model, which reports would then call so."""
+        if name not in catalog_keys() or not found:
+            return
+        known = catalog.load(name).components
+        for row in five_keys(found[catalog.main_component(found)], known[catalog.main_component(known)]):
+            if row.equal is False:
+                self._problem(
+                    (*path, "name"),
+                    f"this model's config.json is not that of the catalogue's {name!r} ({row.key} {row.candidate}, "
+                    f"not {row.reference}); give it another name",
+                )
+                return
 
     def _read_config(self, file: Path, path: KeyPath) -> Mapping[str, Architecture]:
         try:
@@ -238,7 +260,7 @@ class _ClaimBuilder:
     def _nearest(
         self, model: ModelSource, component: str | None, prefixes: tuple[str, ...], panel: list[Reference]
     ) -> list[Reference]:
-        wanted = self.data.get("nearest", DEFAULT_NEAREST)
+        wanted = int(self.data.get("nearest", DEFAULT_NEAREST))
         architecture = model.architecture(component)
         if not wanted or architecture is None:
             return []
@@ -263,7 +285,7 @@ class _ClaimBuilder:
                 continue
             values = {name: float(value) for name, value in written.items() if name != "reason"}
             try:
-                threshold(check).overridden(values)
+                threshold(check).overridden(values).require_order()
             except ThresholdError as error:
                 self._problem(("thresholds", check), str(error))
                 continue

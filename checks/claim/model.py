@@ -14,8 +14,8 @@ from checks.catalog.architecture import Architecture
 class ModelSource:
     """One model of a claim: its name in cases, where its weights are, and what is known without them.
 
-    Two sources are equal when they would read the same weights, so that equal references of different claims share a
-    stream and different ones with the same name never do.
+    Two sources are equal when they would read the same weights and are known to have the same architecture, so that
+    equal references of different claims share a stream and different ones with the same name never do.
     """
 
     name: str
@@ -24,9 +24,7 @@ class ModelSource:
     repo: str | None = None
     revision: str | None = None
     prefix: str | None = None
-    architectures: Mapping[str, Architecture] = field(
-        default_factory=lambda: MappingProxyType({}), compare=False, hash=False
-    )
+    architectures: Mapping[str, Architecture] = field(default_factory=lambda: MappingProxyType({}), hash=False)
 
     @property
     def where(self) -> str:

@@ -6,7 +6,7 @@ import pytest
 
 from checks.checkpoint.errors import CheckpointUnavailable
 from checks.evidence.judge import ContradictingEvidence
-from checks.evidence.record import DISCLOSED, ERROR, INCONCLUSIVE, UNAVAILABLE, Evidence
+from checks.evidence.record import CONTRADICTS, DISCLOSED, ERROR, INCONCLUSIVE, UNAVAILABLE, Evidence
 
 
 def classify(
@@ -22,6 +22,9 @@ def classify(
     A report of phase "call" that failed for any other reason than recorded contradicting evidence becomes a report of
     phase "setup", which pytest, xdist and JUnit all count as an error.
     """
+    if report.when == "teardown" and (report.skipped or _has_contradiction(evidence)):
+        # What was found stays found; the report of a failing teardown is an error beside it.
+        return None
     if isinstance(raised, CheckpointUnavailable):
         return _unavailable(report, check, str(raised), allow_missing)
     if report.failed:
@@ -34,6 +37,10 @@ def classify(
     if report.skipped:
         return Evidence(check, INCONCLUSIVE, _skip_reason(report))
     return _as_error(report, check, f"{check} returned without judging its case; a check must call judge")
+
+
+def _has_contradiction(evidence: Evidence | None) -> bool:
+    return evidence is not None and evidence.outcome in (CONTRADICTS, DISCLOSED)
 
 
 def _failed(report: pytest.TestReport, check: str, evidence: Evidence | None, raised: BaseException | None) -> Evidence:

@@ -101,8 +101,15 @@ def _problems_of_best_branch(source: Source, error: ValidationError, path: KeyPa
         found = _TYPE_NAMES.get(type(error.instance), "something else")
         yield Problem(
             source.value_mark(path),
-            f"{_label(path)}: expected a key of the catalogue, or a mapping with path or repo; found {found}",
+            f"{_label(path)}: expected {_either(path)}; found {found}",
         )
+
+
+def _either(path: KeyPath) -> str:
+    """The forms between which the schema chooses at a place."""
+    if path and path[-1] == "prefix":
+        return "text or a list of texts"
+    return "a key of the catalogue, or a mapping with path or repo"
 
 
 def _label(path: KeyPath) -> str:

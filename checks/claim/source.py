@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,7 +158,20 @@ class _NodeReader:
             return self._read_mapping(node, key_path)
         if isinstance(node, yaml.SequenceNode):
             return [self.read(child, (*key_path, position)) for position, child in enumerate(node.value)]
-        return self._loader.construct_object(node)
+        return self._read_scalar(node, mark)
+
+    def _read_scalar(self, node: Any, mark: Mark) -> Any:
+        try:
+            # PyYAML would read 08 as an octal number.
+            value = int(node.value, 10) if node.tag == "tag:yaml.org,2002:int" else self._loader.construct_object(node)
+        except ValueError as error:
+            self.problems.append(Problem(mark, f"not a number that can be used: {error}"))
+            return None
+        if isinstance(value, float) and not math.isfinite(value):
+            # Every comparison with NaN is false: a bound of NaN would pass everything.
+            self.problems.append(Problem(mark, "a number must be finite"))
+            return None
+        return value
 
     def _read_mapping(self, node: Any, key_path: KeyPath) -> dict[str, Any]:
         result: dict[str, Any] = {}

@@ -32,6 +32,9 @@ EXIT_REFUTED = 1
 EXIT_OPEN = 10
 EXIT_ERRORS = 11
 
+# A claim that divides its candidate must name nearly all of it.
+OUTSIDE_AT_MOST = 0.01
+
 # What a claim rests on must not be undone by any of these.
 DISGUISES = frozenset({"permutation", "rotation", "vocabulary"})
 
@@ -40,7 +43,8 @@ LIMITS = (
     "no test tells the direction of copying",
 )
 NOT_PERMUTATION_PROOF = (
-    "not proof against permuted weights: every check that this rests on compares units in stored order"
+    "not proof against permuted weights, nor rotated ones, random signs, layers under other numbers or other widths: "
+    "every check that this rests on compares units in stored order"
 )
 
 
@@ -100,7 +104,7 @@ def decide(claim: Claim, results: Sequence[CaseResult]) -> Verdict:
         _decide_component(claim, component, [one for one in results if one.case.component == component.name])
         for component in claim.components
     )
-    verdict, text = _combine(claim, components)
+    verdict, text = _combine(claim, components, results)
     counts: dict[str, int] = {}
     for one in results:
         counts[one.outcome or "no report"] = counts.get(one.outcome or "no report", 0) + 1
@@ -217,6 +221,9 @@ def _what_is_missing(
             missing.append(f"no decisive check with power passed against {name}")
         elif _has_robust_check() and not any(_is_robust(one.case.check) for one in passed):
             missing.append(f"no check that withstands permutation, rotation and a new vocabulary passed against {name}")
+    outside = max((_of_candidate(one, "outside_components") for one in results), default=0.0)
+    if outside > OUTSIDE_AT_MOST:
+        missing.append(f"{outside:.1%} of the candidate's weights belong to no component of the claim")
     left_out = [
         check for check in thresholds() if threshold(check).strength == "decisive" and not _is_run(check, claim)
     ]
@@ -230,6 +237,12 @@ def _what_is_missing(
     if loosened:
         missing.append(f"the claim loosens {', '.join(loosened)}")
     return missing
+
+
+def _of_candidate(one: CaseResult, name: str) -> float:
+    """A number that the record of a case has of the candidate's checkpoint; 0 without one."""
+    read = one.evidence.read if one.evidence else {}
+    return float(read.get("candidate", {}).get(name, 0.0))
 
 
 def _carries_support(one: CaseResult) -> bool:
@@ -253,7 +266,7 @@ def _has_robust_check() -> bool:
 # The whole claim
 
 
-def _combine(claim: Claim, components: tuple[ComponentVerdict, ...]) -> tuple[str, str]:
+def _combine(claim: Claim, components: tuple[ComponentVerdict, ...], results: Sequence[CaseResult]) -> tuple[str, str]:
     by_verdict: dict[str, list[ComponentVerdict]] = {}
     for one in components:
         by_verdict.setdefault(one.verdict, []).append(one)
@@ -265,7 +278,15 @@ def _combine(claim: Claim, components: tuple[ComponentVerdict, ...]) -> tuple[st
         return OPEN, _reasons(claim, by_verdict[OPEN])
     if REUSE_DISCLOSED in by_verdict:
         reused = by_verdict[REUSE_DISCLOSED]
-        text_is_reused = any(one.component.name in (None, "text") for one in reused)
+        sizes = {
+            name: max((_of_candidate(one, "elements") for one in results if one.case.component == name), default=0.0)
+            for name in (one.component.name for one in components)
+        }
+        # The text decoder, whatever the claim calls it: the component with the most weights.
+        largest = max(sizes.values())
+        text_is_reused = any(
+            one.component.name in (None, "text", "model") or 0 < sizes[one.component.name] == largest for one in reused
+        )
         if SUPPORTED not in by_verdict or text_is_reused:
             return REUSE_DISCLOSED, _reasons(claim, reused)
         excepted = ", ".join(one.component.label for one in reused)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -81,9 +81,9 @@ def decide_by_bands(
 def decide_calibrated(limits: Threshold, tests: UnitTests, calibrated_cases: int) -> Decision:
     """What do calibrated tests say, at the family-wise level of a claim with so many calibrated cases?
 
-    The level is divided by the cases and by the tests of this case: the joint ones and those of each MLP. They contradict
-    with a joint |z| at or above the corrected critical value and at least the minimum effect, or with a single MLP's
-    and the larger minimum for one alone. They support when no test is remarkable, an effect of
+    The level is divided by the cases and by the tests of this case: the joint ones and those of each MLP. They
+    contradict with a joint |z| at or above the corrected critical value and at least the minimum effect, or with a
+    single MLP's and the larger minimum for one alone. They support when no test is remarkable, an effect of
     `detectable_effect_at_most` would have been found, and enough of the MLPs was tested. Otherwise inconclusive.
     """
     assert limits.minimum_effect is not None
@@ -200,6 +200,19 @@ class Judge:
         """The threshold of a check, with the claim's override."""
         return threshold(check).overridden(self.context.overrides.get(check, {}))
 
+    def decide(self, decide_by: Callable[[Threshold], Decision], check: str | None = None) -> Decision:
+        """The decision under this claim's threshold, which may not refute where the suite's own would not."""
+        check = check or self.check
+        decision = decide_by(self.threshold_of(check))
+        if decision.outcome == CONTRADICTS and self.context.overrides.get(check):
+            default = decide_by(threshold(check))
+            if default.outcome != CONTRADICTS:
+                reason = (
+                    f"contradicts by the claim's own threshold alone ({decision.reason}; by default {default.reason})"
+                )
+                return Decision(INCONCLUSIVE, reason, decision.powered, keeps_open=True)
+        return decision
+
     def __call__(
         self,
         value: float | None,
@@ -210,7 +223,7 @@ class Judge:
         **details: Any,
     ) -> None:
         """Judge a value by the bands of this check; see `decide_by_bands`. Details go into the record."""
-        decision = decide_by_bands(self.threshold, value, null_elements, coverage)
+        decision = self.decide(lambda limits: decide_by_bands(limits, value, null_elements, coverage))
         if coverage is not None:
             details["coverage"] = coverage
         self.finish(decision, value, read=read, **details)
@@ -219,7 +232,7 @@ class Judge:
         """Judge the cosine of a group of tensors; see `decide_by_summary`."""
         strongest = summary.strongest
         self.finish(
-            decide_by_summary(self.threshold, summary),
+            self.decide(lambda limits: decide_by_summary(limits, summary)),
             summary.cosine,
             read=read,
             raw_cosine=summary.raw_cosine,
@@ -236,7 +249,7 @@ class Judge:
         critical = corrected_critical_z(self.threshold, tests, cases)
         joint, single = tests.strongest_joint, tests.strongest_single
         self.finish(
-            decide_calibrated(self.threshold, tests, cases),
+            self.decide(lambda limits: decide_calibrated(limits, tests, cases)),
             joint.z,
             read=read,
             critical_z=critical,
@@ -307,7 +320,12 @@ def failure_message(evidence: Evidence, context: JudgeContext) -> str:
     for name in ("tensors", "note"):
         if evidence.details.get(name):
             lines.append(f"  {name + ':':<11} {_shown(evidence.details[name])}")
-    return "\n".join(lines)
+    return "\n".join(printable(line) for line in lines)
+
+
+def printable(text: str) -> str:
+    """`text` with control characters written out: names and statements come from files that nobody vouches for."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
 def format_value(value: float | int | None) -> str:

@@ -87,6 +87,12 @@ class Threshold:
         changes: dict[str, Any] = dict(values)
         return dataclasses.replace(self, **changes)
 
+    def require_order(self) -> None:
+        """Raises ThresholdError when a value could support and contradict at once."""
+        supports, contradicts = self.supports_below, self.contradicts_from
+        if supports is not None and contradicts is not None and supports > contradicts:
+            raise ThresholdError(f"{self.check}: supports_below {supports} lies above contradicts_from {contradicts}")
+
     def loosened_by(self, values: Mapping[str, float]) -> tuple[str, ...]:
         """The fields whose override makes a pass easier or a contradiction harder."""
         loosened = []

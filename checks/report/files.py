@@ -51,8 +51,14 @@ def _verdict_document(verdict: Verdict, shown: Callable[[Path], str]) -> dict[st
                 "verdict": one.verdict,
                 "reasons": list(one.reasons),
                 "disclosed": sorted(one.component.disclosed),
+                "prefixes": list(one.component.prefixes),
                 "panel": [
-                    {"name": reference.source.name, "where": reference.source.where, "nearest": reference.nearest}
+                    {
+                        "name": reference.source.name,
+                        "where": reference.source.where,
+                        "prefixes": list(reference.prefixes),
+                        "nearest": reference.nearest,
+                    }
                     for reference in one.component.panel
                 ],
             }

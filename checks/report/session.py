@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from checks.claim.cases import expand
-from checks.claim.collector import claim_files, shown_path
+from checks.claim.collector import claim_files, named_files, shown_path
 from checks.claim.load import load_claim
 from checks.claim.model import Claim
 from checks.claim.source import ClaimError
-from checks.claim.verdict import CaseResult, Verdict, decide, overall_exit_status
+from checks.claim.verdict import EXIT_ERRORS, EXIT_REFUTED, CaseResult, Verdict, decide, overall_exit_status
 from checks.evidence.record import ERROR, Evidence, evidence_from_json
 from checks.report.files import write_report
 from checks.report.terminal import write_verdicts
@@ -27,34 +27,36 @@ class ClaimSession:
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
         self.claims: dict[Path, Claim] = {}
-        self.invalid: list[ClaimError] = []
+        self.invalid: set[Path] = set()
         self.evidence: dict[tuple[Path, str], Evidence] = {}
+        self.failed = 0
         self.other_failures = False
+        self.report_error: OSError | None = None
         self.verdicts: list[Verdict] = []
+        self._paths: dict[str, Path] = {}
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionstart(self) -> None:
-        """Read the claims of this run. Raises pytest.UsageError when two claims have one name."""
-        places: dict[str, Path] = {}
-        for path in claim_files(self.config):
+        """Make the report directory, and on xdist's controller read the claims. Raises pytest.UsageError."""
+        directory = self._report_directory()
+        if directory is not None:
             try:
-                claim = load_claim(path)
-            except ClaimError as error:
-                self.invalid.append(error)
-                continue
-            if claim.name in places:
-                raise pytest.UsageError(
-                    f"{self._shown(path)}:{claim.line}: the claim {claim.name!r} stands in "
-                    f"{self._shown(places[claim.name])} "
-                    "too; give one of them another name"
-                )
-            places[claim.name] = path
-            self.claims[path.resolve()] = claim
+                directory.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise pytest.UsageError(f"--report {directory}: cannot be made a directory: {error}") from error
+        self._read_claims()
+
+    def pytest_collection_finish(self) -> None:
+        """Read the claims that this process collected. Raises pytest.UsageError when two claims have one name."""
+        self._read_claims()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Keep the evidence of a case; a later phase of the same case can only make it worse."""
+        """Keep the evidence of a case."""
+        self.failed += report.failed
+        if not self.claims:
+            return
         path, _, case_id = report.nodeid.partition("::")
-        claim_path = (self.config.rootpath / path).resolve()
+        claim_path = self._resolved(path)
         if claim_path not in self.claims:
             self.other_failures = self.other_failures or report.failed
             return
@@ -68,41 +70,87 @@ class ClaimSession:
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """A module of ordinary tests that cannot be collected is a failure of its own."""
-        path = (self.config.rootpath / report.nodeid.partition("::")[0]).resolve()
-        is_claim = path in self.claims or path in {error.path.resolve() for error in self.invalid}
-        if report.failed and not is_claim:
+        if report.failed and self._resolved(report.nodeid.partition("::")[0]) not in {*self.claims, *self.invalid}:
             self.other_failures = True
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport) -> None:
+        """xdist reports the case that a worker died on as failed; a dead worker accuses nobody."""
+        if self._resolved(crashitem.partition("::")[0]) in self.claims:
+            report.when = "setup"
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> Generator[None, None, None]:
         """Decide, write the report files, and set the exit status of the contract."""
         if self.evidence and not self.config.getoption("collectonly"):
-            self.verdicts = [self._verdict(path, claim) for path, claim in self.claims.items() if self._was_run(path)]
-            directory = self.config.getoption("report")
-            if directory:
-                write_report(self.config.invocation_params.dir / directory, self.verdicts, self._shown)
+            self.verdicts = [self._verdict(path, claim) for path, claim in self.claims.items() if self._was_asked(path)]
+            directory = self._report_directory()
+            if directory is not None:
+                try:
+                    write_report(directory, self.verdicts, self._shown)
+                except OSError as error:
+                    self.report_error = error
         yield
-        if self.verdicts and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-            session.exitstatus = self._exit_status()
+        if self.verdicts:
+            session.exitstatus = self._exit_status(exitstatus)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """What a person reads at a glance."""
         if self.verdicts:
             write_verdicts(terminalreporter, self.verdicts, self._shown)
+        if self.report_error is not None:
+            terminalreporter.write_line(f"the report could not be written: {self.report_error}", red=True)
 
-    def _exit_status(self) -> int:
+    def _read_claims(self) -> None:
+        names = {claim.name: path for path, claim in self.claims.items()}
+        for path in claim_files(self.config):
+            if path in self.claims or path in self.invalid:
+                continue
+            try:
+                claim = load_claim(path)
+            except ClaimError:
+                self.invalid.add(path)
+                continue
+            if claim.name in names:
+                raise pytest.UsageError(
+                    f"{self._shown(path)}:{claim.line}: the claim {claim.name!r} stands in "
+                    f"{self._shown(names[claim.name])} too; give one of them another name"
+                )
+            names[claim.name] = path
+            self.claims[path] = claim
+
+    def _exit_status(self, exitstatus: int) -> int:
+        ours = overall_exit_status(self.verdicts)
+        stopped = bool(self.config.getoption("maxfail")) and self.failed >= self.config.getoption("maxfail")
+        ordinary = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+        if ours == EXIT_REFUTED and exitstatus <= pytest.ExitCode.INTERRUPTED:
+            # What was found stays found, whatever interrupted the rest.
+            return EXIT_REFUTED
+        if not ordinary and not (stopped and exitstatus == pytest.ExitCode.INTERRUPTED):
+            return exitstatus
         if self.invalid:
             return pytest.ExitCode.INTERRUPTED
         if self.other_failures:
             return pytest.ExitCode.TESTS_FAILED
-        return overall_exit_status(self.verdicts)
+        return EXIT_ERRORS if self.report_error is not None else ours
 
-    def _was_run(self, path: Path) -> bool:
-        return any(claim_path == path for claim_path, _ in self.evidence)
+    def _was_asked(self, path: Path) -> bool:
+        """Was the claim named on the command line, or did any of its cases run?"""
+        return path in named_files(self.config) or any(claim_path == path for claim_path, _ in self.evidence)
 
     def _verdict(self, path: Path, claim: Claim) -> Verdict:
         results = [CaseResult(case, self.evidence.get((path, case.id))) for case in expand(claim)]
         return decide(claim, results)
+
+    def _report_directory(self) -> Path | None:
+        directory = self.config.getoption("from_scratch_report")
+        return self.config.invocation_params.dir / directory if directory else None
+
+    def _resolved(self, path: str) -> Path:
+        """The file that the first part of a node id names."""
+        if path not in self._paths:
+            self._paths[path] = (self.config.rootpath / path).resolve()
+        return self._paths[path]
 
     def _shown(self, path: Path) -> str:
         return shown_path(path, self.config.invocation_params.dir)

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from checks.claim.model import Reference
 from checks.claim.verdict import OPEN_OUTCOMES, CaseResult, Verdict
-from checks.evidence.judge import format_value
+from checks.evidence.judge import format_value, printable
 from checks.evidence.record import (
     CONTRADICTS,
     DISCLOSED,
@@ -37,25 +38,23 @@ def write_verdicts(terminal: Any, verdicts: list[Verdict], shown: Callable[[Path
     for verdict in verdicts:
         claim = verdict.claim
         terminal.write_line("")
-        terminal.write_line(f"{shown(claim.path)}: {claim.statement}")
+        terminal.write_line(f"{shown(claim.path)}: {printable(claim.statement)}")
         terminal.write("  ")
         terminal.write(verdict.verdict, bold=True, **{_COLOURS[verdict.verdict]: True})
         terminal.write_line(f"{' ' if verdict.text.startswith('except ') else ': '}{verdict.text}")
         for one in verdict.components:
             label = f"panel of {one.component.label}" if len(verdict.components) > 1 else "panel"
-            names = [
-                reference.source.name + (" (nearest)" if reference.nearest else "") for reference in one.component.panel
-            ]
+            names = [_reference(reference, shown) for reference in one.component.panel]
             state = f" [{one.verdict}]" if len(verdict.components) > 1 else ""
             terminal.write_line(f"  {label}{state}: {', '.join(names)}")
         terminal.write_line("  worst evidence per family:")
         for line in family_lines(verdict):
-            terminal.write_line(f"    {line}")
+            terminal.write_line(f"    {printable(line)}")
         reasons = list(unmeasured_lines(verdict))
         if reasons:
             terminal.write_line("  not measured:")
         for line in reasons[:_MOST_REASONS]:
-            terminal.write_line(f"    {line}")
+            terminal.write_line(f"    {printable(line)}")
         if len(reasons) > _MOST_REASONS:
             terminal.write_line(f"    and {len(reasons) - _MOST_REASONS} more reasons, in verdict.json (--report DIR)")
         for check, override in claim.overrides.items():
@@ -63,6 +62,12 @@ def write_verdicts(terminal: Any, verdicts: list[Verdict], shown: Callable[[Path
             terminal.write_line(f"  threshold of this claim: {check}: {changed} ({override.reason})")
         for limit in verdict.limits:
             terminal.write_line(f"  limit: {limit}")
+
+
+def _reference(reference: Reference, shown: Callable[[Path], str]) -> str:
+    """A reference's name, where it was read from if not from its hub repository, and why it is there."""
+    where = f" ({shown(Path(reference.source.path))})" if reference.source.path else ""
+    return f"{reference.source.name}{where}{' (nearest)' if reference.nearest else ''}"
 
 
 def family_lines(verdict: Verdict) -> Iterator[str]:
@@ -94,13 +99,19 @@ def unmeasured_lines(verdict: Verdict) -> Iterator[str]:
 def _rank(one: CaseResult) -> tuple[int, float]:
     """Worst outcome first, then the value nearest to (or furthest past) the contradicting bound."""
     assert one.evidence is not None
-    value = one.evidence.value
-    return _SEVERITY.index(one.evidence.outcome), -abs(value) if value is not None else 0.0
+    value, bound = one.evidence.value, _bound(one, one.evidence)
+    return _SEVERITY.index(one.evidence.outcome), -abs(value) / (bound or 1.0) if value is not None else 0.0
+
+
+def _bound(one: CaseResult, evidence: Evidence) -> float | None:
+    """From where on the value contradicts."""
+    limits = threshold(one.case.check)
+    bound = evidence.details.get("critical_z") or evidence.threshold.get("contradicts_from", limits.contradicts_from)
+    return None if bound is None else float(bound)
 
 
 def _described(one: CaseResult, evidence: Evidence) -> str:
-    limits = threshold(one.case.check)
-    bound = evidence.details.get("critical_z") or evidence.threshold.get("contradicts_from", limits.contradicts_from)
+    bound = _bound(one, evidence)
     if evidence.value is None:
         return f"{evidence.outcome:<14} {one.case.id}"
     value = f"{format_value(evidence.value)} (contradicts from {format_value(bound)})"

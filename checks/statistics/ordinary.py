@@ -33,6 +33,7 @@ def ordinary_reason(tensor: Tensor) -> str | None:
     - of fewer than 64 bits: n elements x empirical entropy of the values (or of its integer codes, as they are);
     - vectors (size-1 axes ignored) that never fall or never rise: rotary inverse frequencies, positions, slopes;
     - non-negative with at least 90 % zeros: filter banks, one-hot tables;
+    - matrices with more than half of their energy on the main diagonal (initialised as an identity);
     - every line along some axis, of at least 8 elements, follows x[t+1] + x[t-1] = c·x[t] + k with c and k of its own:
       sequences that are constant, linear or geometric, sinusoids (position tables, rotary caches, DFT and DCT bases,
       Hann windows). c and k are the least-squares fit. Two conditions: in every line the residual is within what
@@ -66,6 +67,8 @@ def ordinary_reason(tensor: Tensor) -> str | None:
         return "monotone vector"
     if bool((sample >= 0).all()) and _is_sparse(flat):
         return f"non-negative with at least {SPARSE_SHARE:.0%} zeros"
+    if _is_mostly_diagonal(tensor):
+        return "most of its energy lies on the main diagonal (initialised as an identity)"
     for table in (tensor, _without_padding_rows(tensor)):
         for axis in range(table.dim()):
             if table.shape[axis] >= SHORTEST_LINE and _follows_recurrence(table, axis):
@@ -73,6 +76,19 @@ def ordinary_reason(tensor: Tensor) -> str | None:
         if _is_position_grid(table):
             return "every column depends on the row or on the column of a square grid alone"
     return None
+
+
+def _is_mostly_diagonal(tensor: Tensor) -> bool:
+    """Do the diagonal's squares make up more than half of all? Identity initialisation does, in any model."""
+    if tensor.dim() != 2 or min(tensor.shape) < SHORTEST_LINE:
+        return False
+    diagonal = float(tensor.diagonal().double().square().sum())
+    # A block of the first rows holds the diagonal's share of a matrix that is not diagonal, and ends the search.
+    first = tensor[:SHORTEST_LINE].double()
+    if float(first.diagonal().square().sum()) <= 0.5 * float(first.square().sum()):
+        return False
+    total = sum(float(piece.double().square().sum()) for piece in _pieces(tensor.reshape(-1)))
+    return diagonal > 0.5 * total
 
 
 def _without_padding_rows(tensor: Tensor) -> Tensor:

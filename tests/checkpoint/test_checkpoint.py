@@ -403,3 +403,32 @@ _JSON = st.recursive(
 def test_any_weight_map_is_read_or_refused(tmp_path: Path, content: object) -> None:
     with pytest.raises(CheckpointUnavailable):
         Checkpoint(write_index(tmp_path, {"weight_map": content}))
+
+
+def test_a_directory_of_two_models_is_refused(tmp_path: Path, save_checkpoint: Callable[..., Path]) -> None:
+    """transformers would load the one and this suite the other."""
+    directory = save_checkpoint("both", {"a": torch.ones(4), "b": torch.ones(4)}, shards=2)
+    save_checkpoint("both", {"a": torch.zeros(4)})
+    assert "holds both" in refusal(directory)
+
+
+def test_an_adapter_beside_the_weights_is_refused(save_checkpoint: Callable[..., Path]) -> None:
+    directory = save_checkpoint("adapted", {"a": torch.ones(4)})
+    (directory / "adapter_model.safetensors").write_bytes((directory / "model.safetensors").read_bytes())
+    assert "merge it" in refusal(directory)
+
+
+def test_part_of_a_numbered_series_is_refused(save_checkpoint: Callable[..., Path]) -> None:
+    directory = save_checkpoint("partial", {f"t{n}": torch.ones(4) for n in range(6)}, shards=3)
+    (directory / INDEX).unlink()
+    Checkpoint(directory)
+    (directory / "model-00002-of-00003.safetensors").unlink()
+    assert "holds 2 of the 3 files" in refusal(directory)
+
+
+def test_share_outside_of_prefixes(save_checkpoint: Callable[..., Path]) -> None:
+    directory = save_checkpoint("parts", {"text.a": torch.ones(6), "vision.a": torch.ones(2), "extra": torch.ones(2)})
+    checkpoint = Checkpoint(directory, ("text.",))
+    assert checkpoint.share_outside(("text.",)) == 0.4
+    assert checkpoint.share_outside(("text.", "vision.")) == 0.2
+    assert checkpoint.share_outside(("",)) == 0

@@ -160,6 +160,22 @@ def test_all_mistakes_of_a_file_come_at_once_each_at_its_place(write_claim: Writ
             "'Te-xt' does not match",
         ),
         ({"model": "axk1", "references": ["kimi_k2"], "claim": "Not-A-Name"}, "does not match"),
+        ({"model": {"path": "a\0b"}, "references": ["kimi_k2"]}, "not a path that can be used"),
+        ({"model": {"path": 5000 * "x"}, "references": ["kimi_k2"]}, "not a path that can be used"),
+        (
+            {"model": "axk1", "references": ["kimi_k2"], "components": {"a": {"prefix": "model.layers.3."}}},
+            "components.a.prefix: 'model.layers.3.' does not match",
+        ),
+        ({"model": "axk1", "references": ["kimi_k2"], "components": {"a": {"prefix": "model.layers"}}}, "not match"),
+        ({"model": "axk1", "references": ["kimi_k2"], "components": {"a": {"prefix": 3}}}, "text or a list of texts"),
+        (
+            {
+                "model": "axk1",
+                "references": ["kimi_k2"],
+                "thresholds": {"identity.sha256": {"contradicts_from": 0, "reason": "r"}},
+            },
+            "supports_below 1 lies above contradicts_from 0",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_what_to_do(write_claim: Write, content: dict[str, Any], message: str) -> None:
@@ -189,6 +205,14 @@ def test_a_model_name_of_the_catalogue_with_a_path_keeps_its_facts(write_claim: 
     assert architecture is not None
     assert architecture.num_hidden_layers == 32
     assert claim.model.path == str(tmp_path / "weights")
+
+
+def test_another_model_may_not_take_a_name_of_the_catalogue(
+    write_claim: Write, save_checkpoint: Callable[..., Path], llama_tensors: Any, llama_config: Any
+) -> None:
+    save_checkpoint("other", llama_tensors(), llama_config())
+    (line,) = messages_of(write_claim(model="axk1", references=[{"name": "kimi_k2", "path": "other"}]))
+    assert "not that of the catalogue's 'kimi_k2' (hidden_size 64, not 7168); give it another name" in line
 
 
 def test_the_schema_file_describes_every_key_of_the_contract(repository: Path) -> None:

@@ -91,6 +91,18 @@ def test_a_python_tag_is_not_constructed(read: Callable[[str], object]) -> None:
         read("a: !!python/object/apply:os.getcwd []")
 
 
+@pytest.mark.parametrize("number", [".nan", ".inf", "-.inf", "1e999"])
+def test_numbers_must_be_finite(read: Callable[[str], object], number: str) -> None:
+    with pytest.raises(ClaimError, match="a number must be finite"):
+        read(f"a: {number}")
+
+
+def test_numbers_that_other_readers_stumble_over(read: Callable[[str], object]) -> None:
+    assert read("a: 08") == {"a": 8}
+    with pytest.raises(ClaimError, match="not a number that can be used"):
+        read("a: " + 5000 * "9")
+
+
 def test_a_file_that_is_no_text_is_a_claim_error(tmp_path: Path) -> None:
     path = tmp_path / "claim.yaml"
     path.write_bytes(b"\xff\xfe\x00")

@@ -17,6 +17,7 @@ from checks.evidence.judge import (
     decide_by_bands,
     decide_calibrated,
     format_value,
+    printable,
 )
 from checks.evidence.record import CONTRADICTS, INCONCLUSIVE, SUPPORTS
 from checks.evidence.thresholds import threshold
@@ -153,6 +154,21 @@ def test_disclosure_changes_a_contradiction_and_nothing_else() -> None:
     supported(0.0, null_elements=10**6)
     assert supported.evidence is not None
     assert supported.evidence.outcome == SUPPORTS
+
+
+def test_a_claims_own_threshold_may_be_stricter_and_does_not_refute_alone() -> None:
+    context = JudgeContext("c", "claim", "p:1", "base", False, 3, {"similarity.mean": {"contradicts_from": 0.4}})
+    judge = Judge("similarity.mean", context)
+    with pytest.raises(pytest.skip.Exception, match="by the claim's own threshold alone"):
+        judge(0.5, null_elements=10**6)
+    assert judge.evidence is not None
+    assert judge.evidence.keeps_open
+    with pytest.raises(ContradictingEvidence):
+        Judge("similarity.mean", context)(0.9, null_elements=10**6)
+
+
+def test_control_characters_of_a_checkpoint_do_not_reach_a_terminal() -> None:
+    assert printable("a\x1b[2Jb\n") == "a\\x1b[2Jb\\n"
 
 
 @pytest.mark.parametrize(("value", "text"), [(3, "3"), (3.0, "3"), (0.12345, "0.1235"), (None, "undefined")])

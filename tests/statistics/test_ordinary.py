@@ -213,3 +213,21 @@ def test_filter_banks(bands: int, bins: int, dtype: torch.dtype) -> None:
 )
 def test_little_information(tensor: Tensor, words: str) -> None:
     assert words in ordinary_reason(tensor)
+
+
+def test_position_grids_padded_tables_and_identities() -> None:
+    side, width = 8, 16
+    frequencies = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
+    axis = torch.cat([angles.sin(), angles.cos()], 1)
+    grid = torch.cat([axis[:, None].expand(-1, side, -1), axis[None].expand(side, -1, -1)], 2).reshape(side**2, width)
+    with_class_token = torch.cat([torch.zeros(1, width), grid])[None]
+    for table in (grid, with_class_token, with_class_token.float(), with_class_token.bfloat16()):
+        assert ordinary_reason(table) is not None
+    positions = torch.arange(64, dtype=torch.float64)[:, None] * frequencies
+    assert ordinary_reason(torch.cat([torch.zeros(1, 4), positions.sin()])) is not None
+    noise = torch.randn(64, 256, generator=torch.Generator().manual_seed(1))
+    assert ordinary_reason(torch.eye(64, 256) + 0.001 * noise) is not None
+    assert ordinary_reason(torch.eye(64, 256) + noise) is None
+    assert ordinary_reason(noise) is None
+    assert ordinary_reason(noise[:, :64].repeat_interleave(2, 1)) is None
