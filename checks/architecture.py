@@ -130,6 +130,11 @@ def _architectures(pair: Pair, judge: Judge) -> tuple[Architecture, Architecture
 def _judge_matches(pair: Pair, judge: Judge, rows: list[KeyComparison], *, as_share: bool, **details: Any) -> None:
     """Judge the count (or the share) of equal keys; a full match is decided by the weights of the reference."""
     known = [row for row in rows if row.equal is not None]
+    keys = {row.key for row in rows}
+    details["unverified"] = {
+        side: sorted(keys & set(model.unverified_keys()))
+        for side, model in (("candidate", pair.candidate), ("reference", pair.reference))
+    }
     equal = sum(row.equal is True for row in rows)
     if not known:
         judge.not_applicable("no key of the configuration is known on both sides", **details)

@@ -338,3 +338,11 @@ def test_model_is_no_neighbour_of_itself(judged: Judged) -> None:
 
 def test_panel_of_an_unknown_configuration_is_not_applicable(judged: Judged) -> None:
     assert judged("architecture.panel", candidate_of(row(None))).outcome == NOT_APPLICABLE
+
+
+def test_rows_that_rest_on_no_primary_source_are_marked(judged: Judged) -> None:
+    pair = Pair(known("hyperclovax_seed_think_32b"), known("solar_open_100b"))
+    details = judged("architecture.overlap", pair).details
+    assert "rope_theta" in details["unverified"]["candidate"]
+    assert "hidden_size" not in details["unverified"]["reference"]
+    assert set(details["unverified"]["candidate"]) <= set(details["keys"])

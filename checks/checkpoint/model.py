@@ -36,6 +36,21 @@ class Model:
         """What the catalogue knows of the model."""
         return catalog.load(self.source.catalog_key) if self.source.catalog_key else None
 
+    def unverified_keys(self) -> list[str]:
+        """Keys of the catalogue's row for this component that rest on no primary source."""
+        entry = self.catalog_entry
+        if entry is None or self.architecture is None:
+            return []
+        name = next((one for one, row in entry.components.items() if row == self.architecture), None)
+        if name is None:
+            return []  # the configuration is the model's own, not the catalogue's row
+        starts = ("architecture.", f"components.{name}.architecture.")
+        return sorted(
+            path.rpartition(".")[2]
+            for path, figure in entry.figures.items()
+            if figure.unverified and path.startswith(starts)
+        )
+
     @property
     def checkpoint(self) -> Checkpoint:
         """The opened weights. Raises CheckpointUnavailable, the same way every time."""

@@ -47,8 +47,8 @@ def unit_permutation_test(views_a: Sequence[Tensor], views_b: Sequence[Tensor]) 
     variance above are exact over all h! permutations (Hoeffding 1951, A combinatorial central limit theorem, theorem
     2); the normal tail is an approximation, so ask for a minimum effect as well.
 
-    Units that are zero in all views of either side (padded widths) are left out: they stand at the same end of any model
-    and are no more exchangeable with the others.
+    Units that are zero in all views of either side (padded widths) are left out: they stand at the same end of any
+    model and are no more exchangeable with the others.
     Two-sided: flipping the signs of the up and down rows of a unit together leaves the function unchanged, and makes z
     negative where all are flipped and up and down outweigh gate.
     Known false positives: whatever breaks exchangeability: structured initialisation, learning rates that depend on the
