@@ -14,6 +14,7 @@ from checks.checkpoint.errors import CheckpointUnavailable
 from checks.checkpoint.index import TensorInfo
 from checks.checkpoint.local import LocalSource, read_local_index
 from checks.checkpoint.roles import Role, role_of
+from checks.checkpoint.template import assign_roles
 
 if TYPE_CHECKING:
     import torch
@@ -79,14 +80,22 @@ class Checkpoint:
             # A name that no file system has, a directory without permission.
             raise CheckpointUnavailable(f"{directory}: cannot be read ({error})") from error
         self.prefix = _first_used_prefix(directory, index.tensors, prefixes)
+        self.roles = assign_roles({name: info.shape for name, info in index.tensors.items()}, _config(directory))
         self.tensors: dict[str, TensorEntry] = {
-            name.removeprefix(self.prefix): TensorEntry(name.removeprefix(self.prefix), info, role_of(name))
+            name.removeprefix(self.prefix): TensorEntry(name.removeprefix(self.prefix), info, self._role(name))
             for name, info in sorted(index.tensors.items())
             if name.startswith(self.prefix)
         }
         self._everything = {name: info.elements for name, info in index.tensors.items()}
         self._source = LocalSource(directory)
         self._sha256: dict[str, str] = {}
+
+    def _role(self, stored_name: str) -> Role:
+        """The role that the template of the model type gives, else what the name says; none where both disagree."""
+        assigned = self.roles.roles.get(stored_name)
+        if assigned is not None:
+            return assigned
+        return Role("other") if stored_name in self.roles.problems else role_of(stored_name)
 
     @cached_property
     def parameters(self) -> int:
@@ -127,6 +136,15 @@ class Checkpoint:
         for name, entry in self.tensors.items():
             total.update(json.dumps([name, entry.dtype, entry.shape, self.sha256(name)]).encode())
         return total.hexdigest()
+
+
+def _config(directory: Path) -> dict[str, object]:
+    """The model's config.json, for its model type and sizes; empty when there is none that can be used."""
+    try:
+        loaded = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return loaded if isinstance(loaded, dict) else {}
 
 
 def torch_dtype(dtype: str) -> torch.dtype:

@@ -33,6 +33,7 @@ def declared_differences(candidate: Candidate) -> DeclaredSizes:
     notes: list[str] = []
     differences: dict[str, float] = {}
     dimensions: dict[str, Any] = {}
+    stored: dict[str, Any] = {}
     tied_copy = 0.0
     entry = candidate.catalog_entry
     if candidate.component is None:
@@ -54,6 +55,11 @@ def declared_differences(candidate: Candidate) -> DeclaredSizes:
     except CheckpointUnavailable as error:
         notes.append(f"stored shapes: {error}")
     else:
+        roles = checkpoint.roles
+        stored = {
+            "missing_tensors": {"count": roles.missing_count, "names": list(roles.missing[:10])},
+            "misfitting_tensors": dict(list(roles.problems.items())[:10]),
+        }
         matrices = [entry for entry in checkpoint.tensors.values() if len(entry.shape) >= 2]
         packed = next((entry for entry in matrices if not entry.is_float), None)
         if packed is not None:
@@ -70,7 +76,8 @@ def declared_differences(candidate: Candidate) -> DeclaredSizes:
     for position, one in enumerate(names):
         for other in names[position + 1 :]:
             differences[f"{one} and {other}"] = abs(totals[one] - totals[other]) / max(totals[one], totals[other])
-    return DeclaredSizes(differences, "; ".join(notes), {"totals": totals, "dimensions": dimensions})
+    details = {"totals": totals, "dimensions": dimensions, **stored}
+    return DeclaredSizes(differences, "; ".join(notes), details)
 
 
 def mismatched_dimensions(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, str]:

@@ -37,6 +37,7 @@ class Pair:
                 "prefix": model.checkpoint.prefix,
                 "tensors": len(model.checkpoint.tensors),
                 "elements": model.checkpoint.parameters,
+                "roles": model.checkpoint.roles.inferred_because or dict(model.checkpoint.roles.templates),
                 "sha256": model.checkpoint.digest(),
             }
             for side, model in (("candidate", self.candidate), ("reference", self.reference))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -162,3 +163,14 @@ def test_packed_weights_are_not_counted_as_parameters(candidate: Make, llama_ten
 def test_rotary_buffers_do_not_matter(candidate: Make, llama_tensors: Callable[..., Tensors]) -> None:
     extra = {"model.rotary_emb.inv_freq": torch.ones(8)}
     assert declared_differences(candidate(llama_tensors() | extra)).differences["configuration and shapes"] < 1e-3
+
+
+def test_tensors_that_the_model_type_needs_and_the_checkpoint_lacks_are_named(
+    candidate: Make, llama_tensors: Callable[..., Tensors], llama_config: Callable[..., dict[str, Any]]
+) -> None:
+    directory = candidate().checkpoint.directory
+    (directory / "config.json").write_text(json.dumps(llama_config()))
+    assert declared_differences(candidate()).details["missing_tensors"] == {"count": 0, "names": []}
+    tensors = {name: tensor for name, tensor in llama_tensors().items() if "layers.1.mlp.up_proj" not in name}
+    missing = declared_differences(candidate(tensors)).details["missing_tensors"]
+    assert missing == {"count": 1, "names": ["model.layers.1.mlp.up_proj.weight"]}

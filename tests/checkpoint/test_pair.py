@@ -420,6 +420,7 @@ def test_pair_computes_each_pass_once(
         "prefix": "",
         "tensors": 30,
         "elements": 171_456,
+        "roles": read["reference"]["roles"],
         "outside_components": 0.0,
         "sha256": Checkpoint(pair.candidate.checkpoint.directory).digest(),
     }
