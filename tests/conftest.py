@@ -12,7 +12,7 @@ import hypothesis
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from checks.catalog.architecture import from_config
 from checks.checkpoint.model import Model
@@ -44,6 +44,18 @@ def repository() -> Path:
 def examples() -> Path:
     """The trained checkpoints of the repository: base, independent, derived."""
     return EXAMPLES
+
+
+@pytest.fixture
+def base() -> Tensors:
+    """The tensors of the base model."""
+    return load_file(EXAMPLES / "base" / "model.safetensors")
+
+
+@pytest.fixture
+def independent() -> Tensors:
+    """The tensors of the model that was trained independently of the base."""
+    return load_file(EXAMPLES / "independent" / "model.safetensors")
 
 
 @pytest.fixture

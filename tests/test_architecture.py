@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,6 @@ Llama = Callable[..., Tensors]
 Save = Callable[..., Path]
 Judged = Callable[..., Evidence]
 BY_CONFIGURATION = ("architecture.identical", "architecture.overlap")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small tensors are slower on many threads, and far slower when other processes use the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def known(key: str, path: Path | None = None) -> Model:

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from checks.checkpoint.checkpoint import Checkpoint
 from checks.checkpoint.pair import Pair
 from checks.claim.discovery import check_names
 from checks.escalation import WeightOpinion, weigh_pair
@@ -19,15 +19,6 @@ Llama = Callable[..., Tensors]
 Save = Callable[..., Path]
 Open = Callable[..., Pair]
 Weigh = Callable[..., WeightOpinion]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small tensors are slower on many threads, and far slower when other processes use the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -51,11 +42,6 @@ def weigh(save_checkpoint: Save, open_pair: Open) -> Weigh:
         return opinion
 
     return run
-
-
-def loaded(directory: Path) -> Tensors:
-    checkpoint = Checkpoint(directory)
-    return {name: checkpoint.read(name) for name in checkpoint.tensors}
 
 
 def noisy(tensors: Tensors, size: float) -> Tensors:
@@ -98,7 +84,10 @@ def test_fine_tuned_weights_confirm(examples: Path, weigh: Weigh) -> None:
 
 
 def test_one_measurement_that_contradicts_is_enough(examples: Path, weigh: Weigh) -> None:
-    independent, base = loaded(examples / "independent"), loaded(examples / "base")
+    independent, base = (
+        load_file(examples / "independent" / "model.safetensors"),
+        load_file(examples / "base" / "model.safetensors"),
+    )
     one_tensor = independent | {"lm_head.weight": base["lm_head.weight"]}
     opinion = weigh(one_tensor, examples / "base")
     assert opinion.outcome == CONTRADICTS
@@ -129,13 +118,13 @@ def test_undefined_weights_leave_it_open(llama_tensors: Llama, weigh: Weigh) -> 
 
 def test_mean_and_neurons_at_odds_end_contradicting(examples: Path, weigh: Weigh) -> None:
     """Heavy noise: a mean cosine near 0.1 is between the bands, and the neurons still tell."""
-    opinion = weigh(noisy(loaded(examples / "base"), 12.0), examples / "base")
+    opinion = weigh(noisy(load_file(examples / "base" / "model.safetensors"), 12.0), examples / "base")
     assert opinion.outcome == CONTRADICTS
     assert not opinion.details["similarity.mean"].startswith(CONTRADICTS)
 
 
 def test_overrides_of_the_claim_apply(examples: Path, weigh: Weigh) -> None:
-    tuned = noisy(loaded(examples / "base"), 0.7)
+    tuned = noisy(load_file(examples / "base" / "model.safetensors"), 0.7)
     plain = weigh(tuned, examples / "base")
     loosened = weigh(tuned, examples / "base", overrides={"similarity.mean": {"contradicts_from": 0.99}})
     assert plain.details["similarity.mean"].startswith(CONTRADICTS)
@@ -161,8 +150,9 @@ def test_inherited_part_outside_the_layers_matrices_is_not_cleared(
     inherited: str, examples: Path, weigh: Weigh
 ) -> None:
     """Copied and trained on, so that no byte is equal: the layers are independent, and the model is not."""
-    tuned = noisy(loaded(examples / "base"), 0.1)
+    tuned = noisy(load_file(examples / "base" / "model.safetensors"), 0.1)
     mixed = {
-        name: tuned[name] if inherited in name else tensor for name, tensor in loaded(examples / "independent").items()
+        name: tuned[name] if inherited in name else tensor
+        for name, tensor in load_file(examples / "independent" / "model.safetensors").items()
     }
     assert weigh(mixed, examples / "base").outcome != SUPPORTS

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from checks.checkpoint.checkpoint import Checkpoint
 from checks.checkpoint.pair import Pair
 from checks.evidence.record import CONTRADICTS, DISCLOSED, SUPPORTS, Evidence
 
@@ -19,15 +19,6 @@ Judged = Callable[..., Evidence]
 Test = Callable[..., Evidence]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small tensors are slower on many threads, and far slower when other processes use the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def sha256(save_checkpoint: Save, open_pair: Open, judged: Judged) -> Test:
     """The evidence of identity.sha256 on two sets of tensors."""
@@ -37,11 +28,6 @@ def sha256(save_checkpoint: Save, open_pair: Open, judged: Judged) -> Test:
         return judged("identity.sha256", pair, **arguments)
 
     return run
-
-
-def loaded(directory: Path) -> Tensors:
-    checkpoint = Checkpoint(directory)
-    return {name: checkpoint.read(name) for name in checkpoint.tensors}
 
 
 def test_trained_models_hold_no_equal_tensors(examples: Path, open_pair: Open, judged: Judged) -> None:
@@ -61,7 +47,7 @@ def test_copy_contradicts_with_every_tensor(examples: Path, open_pair: Open, jud
 
 
 def test_renamed_copy_contradicts(examples: Path, sha256: Test) -> None:
-    base = loaded(examples / "base")
+    base = load_file(examples / "base" / "model.safetensors")
     renamed = {f"weights.{number}": tensor for number, tensor in enumerate(reversed(base.values()))}
     evidence = sha256(renamed, base)
     assert evidence.outcome == CONTRADICTS
@@ -70,7 +56,7 @@ def test_renamed_copy_contradicts(examples: Path, sha256: Test) -> None:
 
 
 def test_resharded_copy_contradicts(examples: Path, save_checkpoint: Save, open_pair: Open, judged: Judged) -> None:
-    sharded = save_checkpoint("sharded", loaded(examples / "base"), shards=4)
+    sharded = save_checkpoint("sharded", load_file(examples / "base" / "model.safetensors"), shards=4)
     assert judged("identity.sha256", open_pair(sharded, examples / "base")).value == 39
 
 
@@ -83,8 +69,8 @@ def test_reshaped_copy_contradicts(llama_tensors: Llama, sha256: Test) -> None:
     "name", ["model.layers.1.mlp.up_proj.weight", "model.embed_tokens.weight", "model.layers.0.input_layernorm.weight"]
 )
 def test_one_copied_tensor_contradicts_and_is_named(name: str, examples: Path, sha256: Test) -> None:
-    base = loaded(examples / "base")
-    evidence = sha256(loaded(examples / "independent") | {name: base[name]}, base)
+    base = load_file(examples / "base" / "model.safetensors")
+    evidence = sha256(load_file(examples / "independent" / "model.safetensors") | {name: base[name]}, base)
     assert evidence.outcome == CONTRADICTS
     assert evidence.value == 1
     assert evidence.details["tensors"] == [name]

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from checks.checkpoint.checkpoint import Checkpoint
 from checks.checkpoint.pair import Pair
 from checks.evidence.record import CONTRADICTS, INCONCLUSIVE, NOT_APPLICABLE, SUPPORTS, Evidence
 from checks.statistics.units import critical_z, unit_permutation_test
@@ -20,30 +20,6 @@ Judged = Callable[..., Evidence]
 Test = Callable[[Tensors, Tensors], Evidence]
 MLP_KINDS = ("gate_proj", "up_proj", "down_proj")
 PERMUTATIONS = 10_000
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small tensors are slower on many threads, and far slower when other processes use the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def loaded(directory: Path) -> Tensors:
-    checkpoint = Checkpoint(directory)
-    return {name: checkpoint.read(name) for name in checkpoint.tensors}
-
-
-@pytest.fixture
-def base(examples: Path) -> Tensors:
-    return loaded(examples / "base")
-
-
-@pytest.fixture
-def independent(examples: Path) -> Tensors:
-    return loaded(examples / "independent")
 
 
 @pytest.fixture
@@ -275,7 +251,10 @@ def test_random_models_do_not_accuse(seed: int, llama_tensors: Llama, units: Tes
 
 def test_score_of_trained_mlps_is_standard_normal_over_permutations(examples: Path) -> None:
     """The null by sampling: 10,000 renumberings of the neurons, in each layer alone and in the joint score."""
-    ours, theirs = loaded(examples / "independent"), loaded(examples / "base")
+    ours, theirs = (
+        load_file(examples / "independent" / "model.safetensors"),
+        load_file(examples / "base" / "model.safetensors"),
+    )
     generator = torch.Generator().manual_seed(1)
     joint = torch.zeros(PERMUTATIONS, dtype=torch.float64)
     for layer in range(4):

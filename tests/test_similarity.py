@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from checks.checkpoint.checkpoint import Checkpoint
 from checks.checkpoint.pair import Pair
 from checks.evidence.record import CONTRADICTS, INCONCLUSIVE, NOT_APPLICABLE, SUPPORTS, Evidence
 
@@ -24,30 +23,6 @@ WHOLE = (
     "similarity.category",
     "similarity.profile",
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small tensors are slower on many threads, and far slower when other processes use the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def loaded(directory: Path) -> Tensors:
-    checkpoint = Checkpoint(directory)
-    return {name: checkpoint.read(name) for name in checkpoint.tensors}
-
-
-@pytest.fixture
-def base(examples: Path) -> Tensors:
-    return loaded(examples / "base")
-
-
-@pytest.fixture
-def independent(examples: Path) -> Tensors:
-    return loaded(examples / "independent")
 
 
 @pytest.fixture
