@@ -138,6 +138,7 @@ class UnknownModelError(LookupError):
         self.suggestions = tuple(close)
 
 
+@cache
 def keys() -> tuple[str, ...]:
     """The keys of all models in the catalogue, sorted. Lists the directory, opens no file."""
     return tuple(sorted(path.stem for path in MODELS.glob("*.yaml")))

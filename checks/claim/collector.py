@@ -31,7 +31,8 @@ CLAIMS_DIRECTORY = "claims"
 # A file that nobody named is a claim only if it says so: other projects keep other YAML in directories called claims.
 _SAYS_CLAIM = re.compile(r"^(?:claim|statement|model)\s*:", re.MULTILINE)
 
-COLLECTED: pytest.StashKey[list[Path]] = pytest.StashKey()
+# Claims that this process collected, or why one of them could not be used.
+COLLECTED: pytest.StashKey[dict[Path, Claim | ClaimError]] = pytest.StashKey()
 CASE = pytest.StashKey[Case]()
 CLAIM = pytest.StashKey[Claim]()
 ORDER = pytest.StashKey[tuple[int, int]]()  # the pair's place in the claim, then the case's place in its expansion
@@ -45,10 +46,11 @@ class ClaimModule(pytest.Module):
 
     def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
         """The cases, through pytest's own function collection, so that fixtures, marks and ids are all pytest's."""
-        self.config.stash.setdefault(COLLECTED, []).append(self.path.resolve())
+        collected = self.config.stash.setdefault(COLLECTED, {})
         try:
-            self.claim = load_claim(self.path.resolve())
+            self.claim = collected[self.path.resolve()] = load_claim(self.path.resolve())
         except ClaimError as error:
+            collected[self.path.resolve()] = error
             # Located lines without a traceback, relative to where the user stands.
             here = self.config.invocation_params.dir
             shown = shown_path(error.path, here)
@@ -159,14 +161,24 @@ def named_files(config: pytest.Config) -> frozenset[Path]:
     return frozenset(path.resolve() for path in named_paths(config) if path.suffix in CLAIM_SUFFIXES and path.is_file())
 
 
-def claim_files(config: pytest.Config) -> list[Path]:
-    """The claim files of this run.
+def claims_of_run(config: pytest.Config) -> dict[Path, Claim | ClaimError]:
+    """The claims of this run, and why one of them cannot be used.
 
     A process that collects knows them from its collection. xdist's controller collects nothing and looks for itself.
     """
     if config.getoption("dist", "no") == "no":
-        collected: list[Path] = config.stash.get(COLLECTED, [])
-        return list(dict.fromkeys(collected))
+        return config.stash.get(COLLECTED, {})
+    found: dict[Path, Claim | ClaimError] = {}
+    for path in claim_files(config):
+        try:
+            found[path] = load_claim(path)
+        except ClaimError as error:
+            found[path] = error
+    return found
+
+
+def claim_files(config: pytest.Config) -> list[Path]:
+    """The claim files that the command line leads to, found without collecting."""
     found: dict[Path, None] = {}
     for path in named_paths(config):
         if path.is_dir():

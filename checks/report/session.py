@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from checks.claim.cases import expand
-from checks.claim.collector import claim_files, named_files, shown_path
-from checks.claim.load import load_claim
+from checks.claim.collector import claims_of_run, named_files, shown_path
 from checks.claim.model import Claim
 from checks.claim.source import ClaimError
 from checks.claim.verdict import EXIT_ERRORS, EXIT_REFUTED, CaseResult, Verdict, decide, overall_exit_status
@@ -103,13 +102,11 @@ class ClaimSession:
 
     def _read_claims(self) -> None:
         names = {claim.name: path for path, claim in self.claims.items()}
-        for path in claim_files(self.config):
-            if path in self.claims or path in self.invalid:
-                continue
-            try:
-                claim = load_claim(path)
-            except ClaimError:
+        for path, claim in claims_of_run(self.config).items():
+            if isinstance(claim, ClaimError):
                 self.invalid.add(path)
+                continue
+            if path in self.claims:
                 continue
             if claim.name in names:
                 raise pytest.UsageError(
