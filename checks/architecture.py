@@ -121,9 +121,9 @@ def panel(candidate: Candidate, judge: Judge) -> None:
 def _architectures(pair: Pair, judge: Judge) -> tuple[Architecture, Architecture]:
     ours, theirs = pair.candidate.architecture, pair.reference.architecture
     if ours is None:
-        judge.not_applicable("the candidate's configuration is not known")
+        judge.not_applicable("the candidate's configuration of this part is not known")
     if theirs is None:
-        judge.not_applicable(f"the configuration of {pair.reference.name} is not known")
+        judge.not_applicable(f"the configuration of this part of {pair.reference.name} is not known")
     return ours, theirs
 
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 SAME_WEIGHTS_FROM = 0.99
 
 
+BETWEEN = "lies between the bounds"
+
+
 class ContradictingEvidence(AssertionError):
     """A case's recorded evidence contradicts the claim: the only exception that is a failure and not an error."""
 
@@ -62,7 +65,7 @@ def decide_by_bands(
     if supports_below is None or value >= supports_below:
         powered = spread is None or spread < value
         keeps_open = powered and limits.yields_below is not None and value >= limits.yields_below
-        return Decision(INCONCLUSIVE, f"{shown} lies between the bounds", powered, keeps_open)
+        return Decision(INCONCLUSIVE, f"{shown} {BETWEEN}", powered, keeps_open)
     if spread is not None and spread >= supports_below:
         return Decision(
             INCONCLUSIVE,

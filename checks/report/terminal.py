@@ -8,7 +8,7 @@ from typing import Any
 
 from checks.claim.model import Reference
 from checks.claim.verdict import OPEN_OUTCOMES, CaseResult, Verdict
-from checks.evidence.judge import format_value, printable
+from checks.evidence.judge import BETWEEN, format_value, printable
 from checks.evidence.record import (
     CONTRADICTS,
     DISCLOSED,
@@ -84,16 +84,22 @@ def family_lines(verdict: Verdict) -> Iterator[str]:
 
 
 def unmeasured_lines(verdict: Verdict) -> Iterator[str]:
-    """What was not measured and why: cases grouped by outcome and reason."""
+    """What was not measured and why: cases grouped by outcome and reason, what matters most first."""
     groups: dict[tuple[str, str], list[str]] = {}
     for one in verdict.results:
         if one.evidence is None:
             groups.setdefault(("no report", "deselected, or the run ended early"), []).append(one.case.id)
         elif one.outcome in OPEN_OUTCOMES:
-            groups.setdefault((str(one.outcome), one.evidence.reason), []).append(one.case.id)
-    for (outcome, reason), ids in groups.items():
+            groups.setdefault((str(one.outcome), _without_value(one.evidence)), []).append(one.case.id)
+    order = ("no report", ERROR, UNAVAILABLE, INCONCLUSIVE, NOT_APPLICABLE)
+    for (outcome, reason), ids in sorted(groups.items(), key=lambda group: (order.index(group[0][0]), -len(group[1]))):
         more = f" and {len(ids) - 1} more" if len(ids) > 1 else ""
         yield f"{outcome}: {ids[0]}{more}: {reason}"
+
+
+def _without_value(evidence: Evidence) -> str:
+    """The reason, less a value that would make a group of every case."""
+    return f"{evidence.check} between its bounds" if evidence.reason.endswith(BETWEEN) else evidence.reason
 
 
 def _rank(one: CaseResult) -> tuple[int, float]:
