@@ -26,7 +26,7 @@ GPU_MEMORY = 512 << 20
 # Bytes of a piece: what stays in a core's cache while it is read, hashed and compared; what keeps a disk or a network
 # busy; what keeps a GPU busy. A piece is a multiple of the smallest, which holds whole blocks of every dtype.
 CACHED_PIECE = 1 << 20
-WAITING_PIECE = 2 << 20
+WAITING_PIECE = 4 << 20
 GPU_PIECE = 16 << 20
 SMALLEST_PIECE = BLOCK * max(ITEM_SIZES.values())
 # Buffers of each of the two rings of a track: so few that neither side waits for the other at every piece; as many as
@@ -97,7 +97,7 @@ def stream_pair(
     `device`: where pairs are compared, "cpu" or a GPU. `threads`: how many hash and compare, two at least (default: one
     for each core that this process may use); others only wait for reads. `memory`: bytes of all buffers together, at
     most (default: 64 MiB, for a GPU 512 MiB). `piece`: bytes of one piece, at most (default: 1 MiB if both checkpoints
-    are in the page cache, else 2 MiB, for a GPU 16 MiB; less where the memory asks for it).
+    are in the page cache, else 4 MiB, for a GPU 16 MiB; less where the memory asks for it).
 
     Threads run from the first result on; close the iterator, or drop it, to give the pass up.
     Raises ValueError for names that are not there, tensors in two pairs, pairs of different sizes or of dtypes that are
