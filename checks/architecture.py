@@ -15,7 +15,7 @@ from checks.catalog.comparison import (
 from checks.catalog.comparison import overlap as compare_all_keys
 from checks.catalog.nearest import nearest
 from checks.escalation import weigh_pair
-from checks.evidence.judge import Decision, decide_by_bands
+from checks.evidence.decisions import Decision, decide_by_bands
 from checks.evidence.record import CONTRADICTS, INCONCLUSIVE, SUPPORTS
 
 if TYPE_CHECKING:

@@ -7,7 +7,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from checks.checkpoint.errors import CheckpointUnavailable
-from checks.evidence.judge import Decision, decide_by_bands, decide_by_summary, decide_calibrated, decide_category
+from checks.evidence.decisions import (
+    Decision,
+    decide_by_bands,
+    decide_by_summary,
+    decide_calibrated,
+    decide_category,
+)
 from checks.evidence.record import CONTRADICTS, INCONCLUSIVE, SUPPORTS
 
 if TYPE_CHECKING:

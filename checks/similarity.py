@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from checks.evidence.judge import decide_by_summary, decide_category
+from checks.evidence.decisions import decide_by_summary, decide_category
 
 if TYPE_CHECKING:
     from checks.checkpoint.comparison import CosineSummary
     from checks.checkpoint.pair import Pair
-    from checks.evidence.judge import Decision, Judge
+    from checks.evidence.decisions import Decision
+    from checks.evidence.judge import Judge
     from checks.evidence.thresholds import Threshold
 
 

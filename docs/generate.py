@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from checks.claim.discovery import discovered_checks
-from checks.evidence.judge import format_value
+from checks.evidence.text import format_value
 from checks.evidence.thresholds import families, threshold, thresholds
 
 DOCS = Path(__file__).parent

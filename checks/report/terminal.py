@@ -8,7 +8,7 @@ from typing import Any
 
 from checks.claim.model import Reference
 from checks.claim.verdict import OPEN_OUTCOMES, CaseResult, Verdict
-from checks.evidence.judge import BETWEEN, format_value, printable
+from checks.evidence.decisions import BETWEEN
 from checks.evidence.record import (
     CONTRADICTS,
     DISCLOSED,
@@ -19,6 +19,7 @@ from checks.evidence.record import (
     UNAVAILABLE,
     Evidence,
 )
+from checks.evidence.text import format_value, printable
 from checks.evidence.thresholds import families, threshold
 
 _SEVERITY = (CONTRADICTS, ERROR, DISCLOSED, INCONCLUSIVE, SUPPORTS, UNAVAILABLE, NOT_APPLICABLE)

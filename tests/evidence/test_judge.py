@@ -9,17 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checks.evidence.judge import (
-    ContradictingEvidence,
-    Judge,
-    JudgeContext,
-    corrected_critical_z,
-    decide_by_bands,
-    decide_calibrated,
-    format_value,
-    printable,
-)
+from checks.evidence.decisions import corrected_critical_z, decide_by_bands, decide_calibrated
+from checks.evidence.judge import ContradictingEvidence, Judge, JudgeContext
 from checks.evidence.record import CONTRADICTS, INCONCLUSIVE, SUPPORTS
+from checks.evidence.text import format_value, printable
 from checks.evidence.thresholds import threshold
 from checks.statistics.units import CombinedUnitTest, UnitTest, UnitTests, two_sided_log_p
 
