@@ -208,52 +208,43 @@ def _load(values: Bytes, code: int, start: int, n: int, out: Singles, wide: Doub
         _copy(values.view(np.float64)[start : start + n], wide)
 
 
+def _single(value: Any) -> Any:
+    """A number as fp32: it is one, or the bits of a bfloat16. Chosen by type when compiled."""
+    return value
+
+
+def _single_by_type(value: Any) -> Callable[[Any], Any]:
+    if value is numba.types.uint16:
+        return lambda value: np.uint32(np.uint32(value) << np.uint32(16)).view(np.float32)
+    return lambda value: value
+
+
+if numba:
+    importlib.import_module("numba.extending").overload(_single, strict=False)(_single_by_type)
+
+
 @_compiled(reorder=True)
-def _run_sums(x: Singles, y: Singles, difference: Singles) -> tuple[Any, ...]:
-    """Σx, Σy, Σxy, Σx², Σy², Σ(x-y)² and the count of x = y, all in fp32; |x-y| of each position in `difference`."""
+def _run_sums(a: Any, b: Any) -> tuple[Any, ...]:
+    """Σx, Σy, Σxy, Σx², Σy², Σ(x-y)², the count of x = y, and max|x-y| if all is finite; in fp32.
+
+    `a`, `b`: fp32, or both the bits of bfloat16.
+    """
     zero, one = np.float32(0), np.float32(1)
     sum_x, sum_y, dot, square_x, square_y, squared_difference, equal = zero, zero, zero, zero, zero, zero, zero
-    for i in range(x.size):
-        u, v = x[i], y[i]
-        d = u - v
-        sum_x += u
-        sum_y += v
-        dot += u * v
-        square_x += u * u
-        square_y += v * v
+    # The bits of numbers that are not negative have their order; a maximum of floats would not be vectorised.
+    largest = np.int32(0)
+    for i in range(a.size):
+        x, y = _single(a[i]), _single(b[i])
+        d = x - y
+        sum_x += x
+        sum_y += y
+        dot += x * y
+        square_x += x * x
+        square_y += y * y
         squared_difference += d * d
-        equal += one if u == v else zero
-        difference[i] = abs(d)
-    return sum_x, sum_y, dot, square_x, square_y, squared_difference, equal
-
-
-@_compiled()
-def _fp32_sums(x: Singles, y: Singles, n: int, difference: Singles) -> tuple[float, ...]:
-    """As `_run_sums`, of a block: each run of it in fp32, the runs in float64."""
-    sum_x, sum_y, dot, square_x, square_y, squared_difference, equal = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-    for start in range(0, n, RUN):
-        stop = min(start + RUN, n)
-        sums = _run_sums(x[start:stop], y[start:stop], difference[start:stop])
-        sum_x += sums[0]
-        sum_y += sums[1]
-        dot += sums[2]
-        square_x += sums[3]
-        square_y += sums[4]
-        squared_difference += sums[5]
-        equal += sums[6]
-    return sum_x, sum_y, dot, square_x, square_y, squared_difference, equal
-
-
-@_compiled()
-def _maximum(values: Singles, n: int) -> Any:
-    """Largest of `n` finite fp32 numbers, none below 0. As integers: a maximum of floats is not vectorised."""
-    bits = values.view(np.int32)
-    largest = np.zeros(1, np.int32)
-    most = np.int32(0)
-    for i in range(n):
-        most = max(most, bits[i])
-    largest[0] = most
-    return largest.view(np.float32)[0]
+        equal += one if x == y else zero
+        largest = max(largest, np.float32(abs(d)).view(np.int32))
+    return sum_x, sum_y, dot, square_x, square_y, squared_difference, equal, np.int32(largest).view(np.float32)
 
 
 @_compiled(reorder=True)
@@ -305,9 +296,21 @@ def _pool(
 
 
 @_compiled()
-def _add_in_fp32(x: Singles, y: Singles, n: int, difference: Singles, state: Doubles) -> bool:
+def _add_in_fp32(a: Any, b: Any, state: Doubles) -> bool:
     """Add a block to the state if fp32 will do for it. If not, return False and leave the state as it is."""
-    sum_x, sum_y, dot, square_x, square_y, squared_difference, equal = _fp32_sums(x, y, n, difference)
+    n = a.size
+    sum_x, sum_y, dot, square_x, square_y, squared_difference, equal = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    highest = np.float32(0)
+    for start in range(0, n, RUN):
+        sums = _run_sums(a[start : start + RUN], b[start : start + RUN])
+        sum_x += sums[0]
+        sum_y += sums[1]
+        dot += sums[2]
+        square_x += sums[3]
+        square_y += sums[4]
+        squared_difference += sums[5]
+        equal += sums[6]
+        highest = max(highest, sums[7])
     if not math.isfinite(square_x + square_y + squared_difference):
         return False
     if min(square_x, square_y) < _SMALLEST_SQUARE or (squared_difference < _SMALLEST_SQUARE and equal < n):
@@ -316,11 +319,12 @@ def _add_in_fp32(x: Singles, y: Singles, n: int, difference: Singles, state: Dou
     if sum_x * mean_x > 0.25 * square_x or sum_y * mean_y > 0.25 * square_y:
         return False
     # Rounding to fp32 keeps order: only where the rounded maximum reaches the rounded largest so far may be a larger.
-    largest, highest = 0.0, _maximum(difference, n)
+    largest = 0.0
     if highest > 0 and highest >= np.float32(state[_LARGEST]):
         for i in range(n):
-            if difference[i] == highest:
-                largest = max(largest, abs(np.float64(x[i]) - np.float64(y[i])))
+            x, y = _single(a[i]), _single(b[i])
+            if abs(x - y) == highest:
+                largest = max(largest, abs(np.float64(x) - np.float64(y)))
     _pool(
         state,
         n,
@@ -353,13 +357,17 @@ def _add_in_float64(x: Doubles, y: Doubles, n: int, state: Doubles) -> None:
 @_compiled()
 def add_blocks(a: Bytes, code_a: int, b: Bytes, code_b: int, count: int, state: Doubles) -> None:
     """Add `count` elements of both sides to the state, in blocks."""
-    x, y, difference = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    x, y = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     wide_x, wide_y = np.empty(BLOCK, np.float64), np.empty(BLOCK, np.float64)
+    are_bfloats, fit_fp32 = code_a == code_b == _BF16, code_a != _F64 and code_b != _F64
     for start in range(0, count, BLOCK):
         n = min(BLOCK, count - start)
+        stop = start + n
+        if are_bfloats and _add_in_fp32(a.view(np.uint16)[start:stop], b.view(np.uint16)[start:stop], state):
+            continue
         _load(a, code_a, start, n, x, wide_x)
         _load(b, code_b, start, n, y, wide_y)
-        if code_a != _F64 and code_b != _F64 and _add_in_fp32(x, y, n, difference, state):
+        if fit_fp32 and not are_bfloats and _add_in_fp32(x[:n], y[:n], state):
             continue
         if code_a != _F64:
             wide_x[:n] = x[:n]
