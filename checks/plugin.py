@@ -6,7 +6,7 @@ import re
 from collections.abc import Generator
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -27,9 +27,13 @@ from checks.claim.outcome import classify
 from checks.evidence.judge import ContradictingEvidence, Judge, JudgeContext
 from checks.evidence.record import UNAVAILABLE
 from checks.evidence.thresholds import STRENGTHS, families, thresholds
-from checks.report.session import ClaimSession
+from checks.report.session import REVISIONS, REVISIONS_INPUT, ClaimSession
+
+if TYPE_CHECKING:
+    from checks.checkpoint.hub_access import HubAccess
 
 SUITE = "from scratch"
+HUB: pytest.StashKey[HubAccess] = pytest.StashKey()
 JUDGE = pytest.StashKey[Judge]()
 EVIDENCE_PROPERTY = "evidence"
 
@@ -48,7 +52,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="skip a case whose weights cannot be had as 'unavailable' instead of making it an error",
     )
-    add("offline", action="store_true", help="use no network (implies --allow-missing)")
+    add(
+        "offline",
+        action="store_true",
+        help="use no network: models on the hub are read from its local cache or are missing (implies --allow-missing)",
+    )
     add(
         "torch-device",
         metavar="DEVICE",
@@ -136,6 +144,17 @@ def device(pytestconfig: pytest.Config) -> str:
     return device_of(pytestconfig)
 
 
+def hub_of(config: pytest.Config) -> HubAccess:
+    """The hub as this run sees it, with the commits that the controller resolved; every repository is opened once."""
+    from checks.checkpoint.hub_access import HubAccess, Revisions
+
+    if HUB not in config.stash:
+        handed = getattr(config, "workerinput", {}).get(REVISIONS_INPUT)
+        revisions = config.stash.get(REVISIONS, None) if handed is None else Revisions.from_plain(handed)
+        config.stash[HUB] = HubAccess(bool(config.getoption("from_scratch_offline")), revisions)
+    return config.stash[HUB]
+
+
 @pytest.fixture(scope="session")
 def candidate(request: pytest.FixtureRequest) -> Any:
     """The model that the claim is about, or one component of it."""
@@ -149,6 +168,7 @@ def candidate(request: pytest.FixtureRequest) -> Any:
         parameter.stated_total,
         parameter.stated_active,
         parameter.panel,
+        hub_of(request.config),
     )
 
 
@@ -159,9 +179,10 @@ def pair(request: pytest.FixtureRequest) -> Any:
     from checks.checkpoint.pair import Pair
 
     parameter: PairParameter = _parameter(request)
+    hub = hub_of(request.config)
     return Pair(
-        Model(parameter.candidate, parameter.component, parameter.candidate_prefixes),
-        Model(parameter.reference, parameter.component, parameter.reference_prefixes),
+        Model(parameter.candidate, parameter.component, parameter.candidate_prefixes, hub),
+        Model(parameter.reference, parameter.component, parameter.reference_prefixes, hub),
         # Chosen when weights are about to be read: choosing imports torch.
         partial(device_of, request.config),
         parameter.claimed_prefixes,

@@ -29,6 +29,8 @@ __all__ = [
 
 MODELS = Path(__file__).with_name("models")
 KEY = re.compile(r"[a-z0-9_.]+")
+# A repository of the hub, and the commit if one is named: a mirror is read only while its shards are the original's.
+MIRROR = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*(@[0-9a-f]{40})?")
 DATE = re.compile(r"\d{4}(-\d{2}){0,2}")
 TOP_KEYS = {
     "name",
@@ -106,6 +108,7 @@ class CatalogEntry:
     parameters: figures "total", "active", "checkpoint" (every tensor of the files) and, for a part, its name.
     training, tokenizer: figures by name. prefixes: component -> its tensors are those whose
     name starts with one of these; empty for a model of one part.
+    mirrors: repositories, "org/name" or "org/name@<commit sha>", that hold the same files and are not gated.
     figures: every figure by its path in the file ("architecture.hidden_size", "components.text.architecture.norm").
     """
 
@@ -215,7 +218,7 @@ class _Reader:
             sources=self.sources,
             figures=self.figures,
             derived_from=self._list("derived_from") if "derived_from" in top else (),
-            mirrors=self._list("mirrors") if "mirrors" in top else (),
+            mirrors=self._mirrors() if "mirrors" in top else (),
             gated=gated if isinstance(gated, bool) else None,
         )
 
@@ -295,6 +298,13 @@ class _Reader:
                 raise document.error(where, f"expected {name}: a list of {', '.join(sorted(PARTS_OF_A_COUNT))}")
             changes[name] = tuple(listed)
         return Figure(value, source, raw.get("unverified", False), within, changes["without"], changes["adding"], note)
+
+    def _mirrors(self) -> tuple[str, ...]:
+        mirrors = self._list("mirrors")
+        for mirror in mirrors:
+            if not MIRROR.fullmatch(mirror):
+                raise self.document.error(("mirrors",), f"expected org/name or org/name@<commit sha>, found {mirror!r}")
+        return mirrors
 
     def _required_text(self, name: str) -> str:
         value = self._figure((name,)).value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from checks.checkpoint.hub_access import HubAccess
 from checks.checkpoint.model import Model
 from checks.claim.model import ModelSource
 
@@ -17,8 +18,9 @@ class Candidate(Model):
         stated_total: float | None,
         stated_active: float | None,
         panel: frozenset[str],
+        hub: HubAccess | None = None,
     ) -> None:
-        super().__init__(source, component, prefixes)
+        super().__init__(source, component, prefixes, hub)
         self.stated_total = stated_total
         self.stated_active = stated_active
         self.panel = panel

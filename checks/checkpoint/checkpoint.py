@@ -1,18 +1,20 @@
-"""A local safetensors checkpoint: its index, and its tensors one at a time."""
+"""A safetensors checkpoint, from disk or hub: its index, and its tensors one at a time."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from checks.checkpoint.errors import CheckpointUnavailable
-from checks.checkpoint.index import TensorInfo
-from checks.checkpoint.local import LocalSource, read_local_index
+from checks.checkpoint.files import CheckpointFiles, LocalFiles
+from checks.checkpoint.header import BITS
+from checks.checkpoint.index import ByteSource, TensorInfo
 from checks.checkpoint.roles import Role, role_of
 from checks.checkpoint.template import assign_roles
 
@@ -66,29 +68,45 @@ class TensorEntry:
 
 
 class Checkpoint:
-    """The tensors of one component of a checkpoint directory.
+    """The tensors of one component of a checkpoint: of a directory, or of any other files it is opened from.
 
     `prefixes` are tried in order; the first one that any tensor name starts with is removed from the names.
-    Raises CheckpointUnavailable for a directory that is missing, holds no safetensors, or breaks its own index.
+    Raises CheckpointUnavailable for files that are missing, hold no safetensors, or break their own index.
     """
 
-    def __init__(self, directory: Path, prefixes: tuple[str, ...] = ("",)) -> None:
-        self.directory = directory
-        try:
-            index = read_local_index(directory)
-        except OSError as error:
-            # A name that no file system has, a directory without permission.
-            raise CheckpointUnavailable(f"{directory}: cannot be read ({error})") from error
-        self.prefix = _first_used_prefix(directory, index.tensors, prefixes)
-        self.roles = assign_roles({name: info.shape for name, info in index.tensors.items()}, _config(directory))
+    def __init__(self, files: Path | CheckpointFiles, prefixes: tuple[str, ...] = ("",)) -> None:
+        self.files: CheckpointFiles = LocalFiles(files) if isinstance(files, Path) else files
+        self.index = index = self.files.index()
+        self.prefix = _first_used_prefix(self.where, index.tensors, prefixes)
+        self.config = _config(self.files)
+        self.roles = assign_roles({name: info.shape for name, info in index.tensors.items()}, self.config)
         self.tensors: dict[str, TensorEntry] = {
             name.removeprefix(self.prefix): TensorEntry(name.removeprefix(self.prefix), info, self._role(name))
             for name, info in sorted(index.tensors.items())
             if name.startswith(self.prefix)
         }
         self._everything = {name: info.elements for name, info in index.tensors.items()}
-        self._source = LocalSource(directory)
         self._sha256: dict[str, str] = {}
+
+    @property
+    def where(self) -> str:
+        """The directory, or the repository and its commit, for people."""
+        return self.files.where
+
+    @property
+    def provenance(self) -> Mapping[str, str]:
+        """For the record: the hub repository and commit that was read, and its mirror; nothing for a directory."""
+        return self.files.provenance
+
+    @property
+    def directory(self) -> Path | None:
+        """Where the shards lie on this disk, if they do."""
+        return self.index.directory
+
+    @cached_property
+    def source(self) -> ByteSource:
+        """Where the bytes of the shards come from, by their names in `index`."""
+        return self.files.source()
 
     def _role(self, stored_name: str) -> Role:
         """The role that the template of the model type gives, else what the name says; none where both disagree."""
@@ -108,19 +126,24 @@ class Checkpoint:
         total = sum(self._everything.values())
         return outside / total if total else 0.0
 
-    def read(self, name: str) -> torch.Tensor:
-        """One tensor, on the CPU, in its stored dtype. Raises CheckpointUnavailable when it cannot be read."""
+    def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        """One tensor, on the CPU, in its stored dtype; or its `rows` along the first axis, whose bytes alone are read.
+
+        Raises CheckpointUnavailable when it cannot be read, ValueError for rows that are not stored one after the
+        other, as whole bytes.
+        """
         import torch
 
         info = self.tensors[name].stored
         dtype = torch_dtype(info.dtype)
-        if info.start == info.stop:
-            return torch.empty(info.shape, dtype=dtype)
-        buffer = bytearray(info.stop - info.start)
-        self._source.read_into(info.shard, info.start, memoryview(buffer))
+        start, stop, shape = (info.start, info.stop, info.shape) if rows is None else _rows(info, rows)
+        if start == stop:
+            return torch.empty(shape, dtype=dtype)
+        buffer = bytearray(stop - start)
+        self.source.read_into(info.shard, start, memoryview(buffer))
         flat = torch.frombuffer(buffer, dtype=torch.uint8).view(dtype)
         # Types that hold several elements in a byte keep their packed length.
-        return flat.reshape(info.shape) if flat.numel() == info.elements else flat
+        return flat.reshape(shape) if flat.numel() == prod(shape) else flat
 
     def sha256(self, name: str, tensor: torch.Tensor | None = None) -> str:
         """SHA-256 of a tensor's stored bytes, in hex. `tensor` saves reading it again."""
@@ -138,13 +161,26 @@ class Checkpoint:
         return total.hexdigest()
 
 
-def _config(directory: Path) -> dict[str, object]:
+def _config(files: CheckpointFiles) -> dict[str, Any]:
     """The model's config.json, for its model type and sizes; empty when there is none that can be used."""
+    text = files.config()
     try:
-        loaded = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        loaded = json.loads(text.decode("utf-8")) if text is not None else None
+    except (ValueError, RecursionError):
         return {}
     return loaded if isinstance(loaded, dict) else {}
+
+
+def _rows(info: TensorInfo, rows: slice) -> tuple[int, int, tuple[int, ...]]:
+    """Where rows of a tensor begin and end in its shard, and their shape."""
+    if not info.shape:
+        raise ValueError(f"tensor {info.name!r} is a scalar and has no rows")
+    first, last, step = rows.indices(info.shape[0])
+    last = max(first, last)
+    bits = BITS[info.dtype] * prod(info.shape[1:])
+    if step != 1 or bits % 8:
+        raise ValueError(f"tensor {info.name!r} ({info.dtype} of shape {list(info.shape)}): {rows} are no whole bytes")
+    return info.start + first * bits // 8, info.start + last * bits // 8, (last - first, *info.shape[1:])
 
 
 def torch_dtype(dtype: str) -> torch.dtype:
@@ -181,12 +217,12 @@ def _sha256(tensor: torch.Tensor) -> str:
     return total.hexdigest()
 
 
-def _first_used_prefix(directory: Path, names: Iterable[str], prefixes: tuple[str, ...]) -> str:
+def _first_used_prefix(where: str, names: Iterable[str], prefixes: tuple[str, ...]) -> str:
     for prefix in prefixes:
         if any(name.startswith(prefix) for name in names):
             return prefix
     starts = sorted({".".join(name.split(".")[:2]) + "." for name in names})
     raise CheckpointUnavailable(
-        f"{directory}: no tensor name starts with {' or '.join(repr(prefix) for prefix in prefixes)}; "
+        f"{where}: no tensor name starts with {' or '.join(repr(prefix) for prefix in prefixes)}; "
         f"names start with {', '.join(starts[:6])}: correct the prefix in the claim"
     )

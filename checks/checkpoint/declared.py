@@ -16,7 +16,10 @@ from checks.checkpoint.errors import CheckpointUnavailable
 
 @dataclass(frozen=True)
 class DeclaredSizes:
-    """Relative differences between sizes that should agree, by what was compared; and what could not be compared."""
+    """Relative differences between sizes that should agree, by what was compared; and what could not be compared.
+
+    `details` are for the record; of a checkpoint on the hub, `read` among them says which commit was read.
+    """
 
     differences: Mapping[str, float]
     missing: str
@@ -72,6 +75,8 @@ def declared_differences(candidate: Candidate) -> DeclaredSizes:
         if candidate.architecture is not None:
             dimensions = mismatched_dimensions(checkpoint, candidate.architecture)
             differences.update(dict.fromkeys(dimensions, 1.0))
+        if checkpoint.provenance:
+            stored["read"] = {"candidate": dict(checkpoint.provenance)}
     names = list(totals)
     for position, one in enumerate(names):
         for other in names[position + 1 :]:

@@ -9,16 +9,22 @@ from checks.catalog.architecture import Architecture
 from checks.catalog.entry import CatalogEntry
 from checks.checkpoint.checkpoint import Checkpoint
 from checks.checkpoint.errors import CheckpointUnavailable
+from checks.checkpoint.files import LARGEST_SMALL_FILE, CheckpointFiles, LocalFiles
+from checks.checkpoint.hub_access import HubAccess
 from checks.claim.model import ModelSource
 
 
 class Model:
     """A candidate or a reference, or one component of it. Weights are opened on first use and a failure is kept."""
 
-    def __init__(self, source: ModelSource, component: str | None, prefixes: tuple[str, ...]) -> None:
+    def __init__(
+        self, source: ModelSource, component: str | None, prefixes: tuple[str, ...], hub: HubAccess | None = None
+    ) -> None:
         self.source = source
         self.component = component
         self.prefixes = prefixes
+        self._hub = hub or HubAccess()
+        self._files: CheckpointFiles | None = None
         self._checkpoint: Checkpoint | CheckpointUnavailable | None = None
 
     @property
@@ -56,31 +62,29 @@ class Model:
         """The opened weights. Raises CheckpointUnavailable, the same way every time."""
         if self._checkpoint is None:
             try:
-                self._checkpoint = Checkpoint(locate(self.source), self.prefixes)
+                self._checkpoint = Checkpoint(self._open(), self.prefixes)
             except CheckpointUnavailable as error:
                 self._checkpoint = error
         if isinstance(self._checkpoint, CheckpointUnavailable):
-            raise CheckpointUnavailable(str(self._checkpoint))
+            raise type(self._checkpoint)(str(self._checkpoint))
         return self._checkpoint
 
+    def small_file(self, name: str, largest: int = LARGEST_SMALL_FILE) -> bytes | None:
+        """A small file beside the weights (tokenizer.json, …), of at most `largest` bytes; None if there is none.
 
-def locate(source: ModelSource) -> Path:
-    """The directory that holds a model's weights: the claim's path, or the local hub cache.
+        Asks for no weights. Raises CheckpointUnavailable when that cannot be told, and for a name that leads elsewhere.
+        """
+        return self._open().small_file(name, largest)
 
-    Raises CheckpointUnavailable when neither has them; nothing is downloaded.
-    """
-    if source.path is not None:
-        return Path(source.path)
-    if source.repo is None:
-        raise CheckpointUnavailable(f"{source.name}: no path and no repository is known; give the claim a path")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(source.repo, revision=source.revision, local_files_only=True))
-    except (LocalEntryNotFoundError, ValueError) as error:
-        at = f" --revision {source.revision}" if source.revision else ""
-        raise CheckpointUnavailable(
-            f"{source.name}: {source.where} is not in the local hub cache; fetch it with "
-            f"`hf download {source.repo}{at} --include '*.safetensors*' --include config.json`, or give a path"
-        ) from error
+    def _open(self) -> CheckpointFiles:
+        """The claim's path, else the hub repository: from the local hub cache, or by range reads."""
+        if self._files is None:
+            if self.source.path is not None:
+                self._files = LocalFiles(Path(self.source.path))
+            elif self.source.repo is not None:
+                self._files = self._hub.files(self.source)
+            else:
+                raise CheckpointUnavailable(
+                    f"{self.source.name}: no path and no repository is known; give the claim a path"
+                )
+        return self._files

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from checks.claim.model import ModelSource
 from checks.claim.verdict import CaseResult, Verdict
 from checks.evidence.thresholds import families, threshold
 
@@ -14,11 +15,19 @@ VERDICT_FILE = "verdict.json"
 EVIDENCE_FILE = "evidence.jsonl"
 
 
-def write_report(directory: Path, verdicts: Sequence[Verdict], shown: Callable[[Path], str]) -> None:
-    """Write both files into `directory`, which is made if need be. Raises OSError when it cannot be written."""
+def write_report(
+    directory: Path,
+    verdicts: Sequence[Verdict],
+    shown: Callable[[Path], str],
+    where: Callable[[ModelSource], str] = lambda source: source.where,
+) -> None:
+    """Write both files into `directory`, which is made if need be. Raises OSError when it cannot be written.
+
+    `shown`: how a path is named. `where`: where the weights of a model are.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     document = {
-        "claims": {verdict.claim.name: _verdict_document(verdict, shown) for verdict in verdicts},
+        "claims": {verdict.claim.name: _verdict_document(verdict, shown, where) for verdict in verdicts},
         "ratings": {family: facts["rating"] for family, facts in families().items() if "rating" in facts},
     }
     text = json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
@@ -31,14 +40,16 @@ def write_report(directory: Path, verdicts: Sequence[Verdict], shown: Callable[[
     (directory / EVIDENCE_FILE).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
-def _verdict_document(verdict: Verdict, shown: Callable[[Path], str]) -> dict[str, Any]:
+def _verdict_document(
+    verdict: Verdict, shown: Callable[[Path], str], where: Callable[[ModelSource], str]
+) -> dict[str, Any]:
     claim = verdict.claim
     return {
         "file": shown(claim.path),
         "statement": claim.statement,
         "claimant": claim.claimant,
         "source": claim.source,
-        "model": {"name": claim.model.name, "where": claim.model.where},
+        "model": {"name": claim.model.name, "where": where(claim.model)},
         "verdict": verdict.verdict,
         "text": verdict.text,
         "limits": list(verdict.limits),
@@ -55,7 +66,7 @@ def _verdict_document(verdict: Verdict, shown: Callable[[Path], str]) -> dict[st
                 "panel": [
                     {
                         "name": reference.source.name,
-                        "where": reference.source.where,
+                        "where": where(reference.source),
                         "prefixes": list(reference.prefixes),
                         "nearest": reference.nearest,
                     }

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from checks.claim.cases import expand
-from checks.claim.collector import claims_of_run, named_files, shown_path
-from checks.claim.model import Claim
+from checks.claim.collector import CLAIM, claims_of_run, named_files, shown_path
+from checks.claim.model import Claim, ModelSource
 from checks.claim.source import ClaimError
 from checks.claim.verdict import EXIT_ERRORS, EXIT_REFUTED, CaseResult, Verdict, decide, overall_exit_status
 from checks.evidence.record import ERROR, Evidence, evidence_from_json
 from checks.report.files import write_report
 from checks.report.terminal import write_verdicts
+
+if TYPE_CHECKING:
+    from checks.checkpoint.hub_access import Revisions
+
+# Under this name workers of xdist find the commits that the controller resolved.
+REVISIONS_INPUT = "from_scratch_revisions"
+REVISIONS: pytest.StashKey[Revisions] = pytest.StashKey()
+
+
+class UnpinnedRevision(pytest.PytestWarning):
+    """A model of a claim names a branch, or nothing, where a commit sha would name the same weights for ever."""
 
 
 class ClaimSession:
@@ -48,6 +60,21 @@ class ClaimSession:
     def pytest_collection_finish(self) -> None:
         """Read the claims that this process collected. Raises pytest.UsageError when two claims have one name."""
         self._read_claims()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> None:
+        """Before the first case, find out which commits the models of the selected cases are. Returns nothing."""
+        items = getattr(session, "items", ())  # xdist's controller has none, and did it for its workers
+        asked = {item.stash[CLAIM].path: item.stash[CLAIM] for item in items if CLAIM in item.stash}
+        if asked and not self.config.getoption("collectonly"):
+            self._resolve_revisions(asked)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        """Hand the commits to a worker of xdist, which starts before anything is collected."""
+        self._read_claims()
+        if self.claims:
+            node.workerinput[REVISIONS_INPUT] = self._resolve_revisions(self.claims).as_plain()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep the evidence of a case."""
@@ -86,7 +113,7 @@ class ClaimSession:
             directory = self._report_directory()
             if directory is not None:
                 try:
-                    write_report(directory, self.verdicts, self._shown)
+                    write_report(directory, self.verdicts, self._shown, self._where)
                 except OSError as error:
                     self.report_error = error
         yield
@@ -115,6 +142,32 @@ class ClaimSession:
                 )
             names[claim.name] = path
             self.claims[path] = claim
+
+    def _resolve_revisions(self, claims: Mapping[Path, Claim]) -> Revisions:
+        """Which commits do the branches that these claims name mean in this run? Asked once, with a warning."""
+        from checks.checkpoint.hub_access import resolve_revisions
+
+        if REVISIONS not in self.config.stash:
+            sources = [source for claim in claims.values() for source in _sources(claim)]
+            found = resolve_revisions(sources, bool(self.config.getoption("from_scratch_offline")))
+            self.config.stash[REVISIONS] = found
+            pinned = dict.fromkeys(_pinned(source, found) for source in sources)
+            if any(pinned):
+                self._warn(
+                    "these models name no commit sha; this run reads the commits that they stand for now. Written into "
+                    "the claim, they name the same weights for ever:\n" + "\n".join(filter(None, pinned))
+                )
+        return self.config.stash[REVISIONS]
+
+    def _warn(self, text: str) -> None:
+        try:
+            self.config.issue_config_time_warning(UnpinnedRevision(text), 2)
+        except UnpinnedRevision as error:  # the user's filters make an error of it
+            raise pytest.UsageError(str(error)) from None
+
+    def _where(self, source: ModelSource) -> str:
+        """Where a model's weights are, with the commit that its branch names in this run."""
+        return self.config.stash[REVISIONS].where(source) if REVISIONS in self.config.stash else source.where
 
     def _exit_status(self, exitstatus: int) -> int:
         ours = overall_exit_status(self.verdicts)
@@ -151,3 +204,17 @@ class ClaimSession:
 
     def _shown(self, path: Path) -> str:
         return shown_path(path, self.config.invocation_params.dir)
+
+
+def _sources(claim: Claim) -> Iterator[ModelSource]:
+    """The candidate and every reference of a claim."""
+    yield claim.model
+    for component in claim.components:
+        for reference in component.panel:
+            yield reference.source
+
+
+def _pinned(source: ModelSource, revisions: Revisions) -> str | None:
+    """How a claim names the commit of a model; None if it does already, or the commit could not be found out."""
+    commit = None if source.path is not None else revisions.commits.get(source.where)
+    return commit and f"  {{name: {source.name}, repo: {source.repo}, revision: {commit}}}"

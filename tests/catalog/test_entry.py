@@ -158,6 +158,11 @@ def test_text_and_model_are_one_kind() -> None:
     assert {name for _, name, _ in comparable("vision")} == {"vision"}
 
 
+def test_a_mirror_is_a_repository_with_or_without_a_commit(tmp_path: Path) -> None:
+    mirrors = f"mirrors: {{value: [a/b, a/b@{'0' * 40}], source: card}}\nsources:"
+    assert read(write(tmp_path, GOOD.replace("sources:", mirrors))).mirrors == ("a/b", f"a/b@{'0' * 40}")
+
+
 def test_an_unknown_model_gets_a_suggestion() -> None:
     with pytest.raises(UnknownModelError, match=r"did you mean 'glm_4_5_air'"):
         load("glm_4.5_air")
@@ -200,6 +205,13 @@ def test_the_example_is_good(tmp_path: Path) -> None:
         ("sources:", "parameters: {sum: {value: 1, source: card}}\nsources:", 5, "parameters.sum: unknown key"),
         ("sources:", "notes: [1]\nsources:", 5, "expected a list of strings"),
         ("sources:", "mirrors: {value: a/b, source: card}\nsources:", 5, "expected a list"),
+        (
+            "sources:",
+            "mirrors: {value: [a/b@main], source: card}\nsources:",
+            5,
+            "expected org/name or org/name@<commit",
+        ),
+        ("sources:", "mirrors: {value: [../b], source: card}\nsources:", 5, "expected org/name or org/name@<commit"),
     ],
 )
 def test_errors_say_where_they_are(tmp_path: Path, old: str, new: str, line: int, message: str) -> None:

@@ -140,6 +140,8 @@ class _Handler(BaseHTTPRequestHandler):
         query = parse_qs(parts.query)
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
             self.describe(found[1], found[2] or "main", "blobs" in query)
+        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/(.+)", path):
+            self.list_tree(found[1], found[2])
         elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self.resolve(found[1], found[2], found[3], fault)
         elif found := re.fullmatch(r"/cdn/(\d+)/([^/]+/[^/]+)/([^/]+)", path):
@@ -170,12 +172,18 @@ class _Handler(BaseHTTPRequestHandler):
         siblings: list[dict[str, Any]] = [{"rfilename": file} for file in repository.files]
         for sibling in siblings if blobs else []:
             content = repository.files[sibling["rfilename"]]
-            size = size_of(content)
-            sibling |= {"size": size, "blobId": "0" * 40}
+            sibling |= {"size": size_of(content), "blobId": blob_of(content)}
             if repository.lfs and not sibling["rfilename"].endswith(".json"):
-                sibling["lfs"] = {"sha256": sha256_of(content), "size": size, "pointerSize": 135}
+                sibling["lfs"] = {"sha256": sha256_of(content), "size": size_of(content), "pointerSize": 135}
         answer = {"id": name, "modelId": name, "sha": repository.commit, "siblings": siblings, "tags": []}
         self.answer(200, json.dumps(answer).encode())
+
+    def list_tree(self, name: str, revision: str) -> None:
+        repository = self.repository(name, revision)
+        if repository is not None:
+            files = repository.files.items()
+            tree = [{"type": "file", "path": path, "size": size_of(file), "oid": blob_of(file)} for path, file in files]
+            self.answer(200, json.dumps(tree).encode())
 
     def resolve(self, name: str, revision: str, file: str, fault: Fault) -> None:
         repository = self.repository(name, revision)
@@ -185,7 +193,7 @@ class _Handler(BaseHTTPRequestHandler):
             status = 403 if "authorization" in self.headers else 401
             self.refuse(status, "GatedRepo", f"Access to model {name} is restricted")
         elif file not in repository.files:
-            self.refuse(404, "EntryNotFound", "Entry not found")
+            self.refuse(404, "EntryNotFound", "Entry not found", {"x-repo-commit": repository.commit})
         elif self.server.hub.redirect and self.command == "GET":
             hub = self.server.hub
             self.answer(302, b"", {"location": f"{hub.cdn}/cdn/{hub.signature}/{name}/{file}"})
@@ -234,8 +242,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.hub.wire_bytes += len(piece)
         return len(piece)
 
-    def refuse(self, status: int, code: str, message: str) -> None:
-        self.answer(status, json.dumps({"error": message}).encode(), {"x-error-code": code, "x-error-message": message})
+    def refuse(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
+        reason = {"x-error-code": code, "x-error-message": message, **(headers or {})}
+        self.answer(status, json.dumps({"error": message}).encode(), reason)
 
     def answer(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
         self.send_response(status)
@@ -260,6 +269,14 @@ def sha256_of(content: Content) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
+def blob_of(content: Content) -> str:
+    """The id of a small file in git. That of a large one, in git LFS, would be the id of its pointer."""
+    if size_of(content) > 1 << 20:
+        return "0" * 40
+    text = content if isinstance(content, bytes) else content.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(text) + text).hexdigest()
+
+
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub]:
     """A running loopback hub to which HF_ENDPOINT points, an empty hub cache, and no token."""
@@ -269,9 +286,12 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", os.environ.get("NO_PROXY", "") + ",127.0.0.1")
-    # huggingface_hub reads the environment when it is imported; test_environment in test_hub.py goes that way.
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    # huggingface_hub reads the environment when it is imported: in another process, such as a worker.
+    home = tmp_path / "hf-home"
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.setenv("HF_HOME", str(home))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
     loopback = LoopbackHub()

@@ -147,6 +147,54 @@ def test_dtype_that_torch_lacks_is_read_as_bytes_and_is_no_weight(tmp_path: Path
     assert not checkpoint.tensors["a"].is_float
 
 
+# Rows
+
+
+@pytest.mark.parametrize("rows", [slice(2, 5), slice(None), slice(-2, None), slice(4, 2), slice(5, 100), slice(0, 1)])
+@pytest.mark.parametrize("name", ["matrix", "vector", "experts", "half", "wide"])
+def test_rows_are_those_of_the_tensor(name: str, rows: slice, save_checkpoint: Save) -> None:
+    tensors = {
+        "matrix": torch.arange(24.0).reshape(6, 4),
+        "vector": torch.arange(6),
+        "experts": torch.arange(72.0).reshape(6, 4, 3),
+        "half": torch.arange(12.0).reshape(6, 2).to(torch.bfloat16),
+        "wide": torch.zeros(6, 0),
+    }
+    read = Checkpoint(save_checkpoint("rows", tensors)).read(name, rows)
+    assert read.dtype == tensors[name].dtype
+    assert read.shape == tensors[name][rows].shape
+    assert torch.equal(read, tensors[name][rows])
+
+
+def test_only_the_bytes_of_the_rows_are_read(save_checkpoint: Save) -> None:
+    checkpoint = Checkpoint(save_checkpoint("rows", {"a": torch.arange(24.0).reshape(6, 4)}))
+    reads: list[tuple[int, int]] = []
+
+    class Counting:
+        def read_into(self, shard: str, start: int, buffer: memoryview) -> None:
+            reads.append((start - checkpoint.index.tensors["a"].start, buffer.nbytes))
+
+    checkpoint.source = Counting()
+    checkpoint.read("a", slice(2, 4))
+    assert reads == [(2 * 16, 2 * 16)]
+
+
+def test_rows_that_are_no_whole_bytes_are_refused(tmp_path: Path, save_checkpoint: Save) -> None:
+    checkpoint = Checkpoint(save_checkpoint("plain", {"a": torch.ones(6, 4), "scalar": torch.tensor(1.5)}))
+    with pytest.raises(ValueError, match=r"slice\(0, 6, 2\) are no whole bytes"):
+        checkpoint.read("a", slice(0, 6, 2))
+    with pytest.raises(ValueError, match="'scalar' is a scalar"):
+        checkpoint.read("scalar", slice(0, 1))
+    (tmp_path / "model.safetensors").write_bytes(raw("F4", [2, 3], 3, b"abc"))
+    with pytest.raises(ValueError, match=r"F4 of shape \[2, 3\]"):
+        Checkpoint(tmp_path).read("a", slice(0, 1))
+
+
+def test_rows_of_a_dtype_that_torch_lacks_come_as_bytes(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(raw("F6_E2M3", [2, 4], 6, b"abcdef"))
+    assert Checkpoint(tmp_path).read("a", slice(1, 2)).tolist() == list(b"def")
+
+
 def test_sha256_of_a_given_tensor_does_not_depend_on_its_strides(save_checkpoint: Save) -> None:
     tensor = torch.arange(6.0).reshape(2, 3)
     directory = save_checkpoint("strides", {"a": tensor})

@@ -391,6 +391,18 @@ def test_a_transfer_that_breaks_again_and_again(how: dict[str, int], hub: Any, c
     assert "try again later" in message
 
 
+def test_a_long_transfer_may_break_more_often_than_there_are_attempts(
+    hub: Any, sharded: Path, commit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, shard = source_of(commit)
+    monkeypatch.setattr("checks.checkpoint.hub_repository.PROGRESS", 100)
+    hub.requests.clear()
+    hub.fail(shard.name, times=-1, cut_after=shard.size // 8)
+    assert read(source, shard.name, 0, shard.size) == (sharded / shard.name).read_bytes()
+    assert source.transferred == shard.size
+    assert len(hub.seen(shard.name)) > HASTY.attempts
+
+
 def test_a_file_that_is_shorter_than_listed(hub: Any, sharded: Path, commit: str) -> None:
     source, shard = source_of(commit)
     os.truncate(sharded / shard.name, 500)
@@ -539,7 +551,7 @@ def test_offline(hub: Any, sharded: Path, commit: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     for revision in (commit, "main"):
         message = failure(hub_failures.HubOffline, lambda revision=revision: read_hub_index(NAME, revision, HASTY))
-        assert "HF_HUB_OFFLINE is set" in message
+        assert "(--offline or HF_HUB_OFFLINE), and the local hub cache does not have it" in message
         assert "hf download" in message
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     fill_cache("main", *(path.name for path in sharded.iterdir()))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,11 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
+from safetensors.torch import save_file
 
 from checks.catalog.architecture import Architecture, from_config
 from checks.checkpoint.candidate import Candidate
 from checks.checkpoint.errors import CheckpointUnavailable
-from checks.checkpoint.model import Model, locate
+from checks.checkpoint.hub_access import HubAccess
+from checks.checkpoint.model import Model
 from checks.claim.model import ModelSource
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -71,35 +75,67 @@ def test_candidate_knows_what_the_claim_states() -> None:
     assert (candidate.stated_total, candidate.stated_active, candidate.panel) == (1e9, 1e8, frozenset({"a"}))
 
 
-def test_path_is_taken_before_the_repository(tmp_path: Path) -> None:
-    assert locate(ModelSource("m", path=str(tmp_path), repo="org/name")) == tmp_path
+def test_path_is_taken_before_the_repository(
+    llama_tensors: Callable[..., dict[str, torch.Tensor]], save_checkpoint: Callable[..., Path], hub: Any
+) -> None:
+    directory = save_checkpoint("local", llama_tensors())
+    model = Model(ModelSource("m", path=str(directory), repo="org/name"), None, ("",))
+    assert model.checkpoint.directory == directory
+    assert model.checkpoint.provenance == {}
+    assert not hub.requests
 
 
 def test_model_without_path_and_repository_says_what_to_do() -> None:
-    with pytest.raises(CheckpointUnavailable, match=r"^nameless: .*give the claim a path"):
-        locate(ModelSource("nameless"))
+    model = Model(ModelSource("nameless"), None, ("",))
+    for ask in (lambda: model.checkpoint, lambda: model.small_file("tokenizer.json")):
+        with pytest.raises(CheckpointUnavailable, match=r"^nameless: .*give the claim a path"):
+            ask()
 
 
 @pytest.mark.parametrize("repo", ["no-such-organisation-x9/no-such-model", "a//b", "not a repository", "../../etc"])
-def test_repository_that_is_not_cached_names_the_command_that_fetches_it(repo: str) -> None:
+def test_offline_a_repository_that_is_not_cached_names_the_command_that_fetches_it(repo: str, hub: Any) -> None:
+    model = Model(ModelSource("m", repo=repo, revision=SHA), None, ("",), HubAccess(offline=True))
     with pytest.raises(CheckpointUnavailable) as caught:
-        locate(ModelSource("m", repo=repo, revision=SHA))
-    assert f"hf download {repo} --revision {SHA}" in str(caught.value)
-    assert "give" in str(caught.value)
+        _ = model.checkpoint
+    assert f"`hf download {shlex.quote(repo)} --revision {SHA} --include '*.safetensors*'" in str(caught.value)
+    assert "give a path" in str(caught.value)
+    assert not hub.requests
 
 
-def test_cached_revision_is_found_without_a_network(tmp_path: Path) -> None:
-    snapshot = tmp_path / "models--org--name" / "snapshots" / SHA
+def test_cached_revision_is_found_without_a_network(hub: Any, tmp_path: Path) -> None:
+    snapshot = tmp_path / "cache" / "models--org--name" / "snapshots" / SHA
     snapshot.mkdir(parents=True)
+    save_file({"a": torch.ones(2)}, snapshot / "model.safetensors")
     (snapshot / "config.json").write_text("{}")
     program = (
-        "from checks.checkpoint.model import locate; from checks.claim.model import ModelSource;"
-        f"print(locate(ModelSource('m', repo='org/name', revision={SHA!r})))"
+        "from checks.checkpoint.model import Model; from checks.claim.model import ModelSource;"
+        f"print(Model(ModelSource('m', repo='org/name', revision={SHA!r}), None, ('',)).checkpoint.directory)"
     )
-    # A proxy that does not answer: any attempt to reach the hub would fail.
-    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HTTPS_PROXY": "http://127.0.0.1:9"}
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "cache")}
     found = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert Path(found.stdout.strip()) == snapshot
+    assert not hub.requests
+
+
+def test_a_repository_is_read_from_the_hub_without_a_download(
+    hub: Any, llama_tensors: Callable[..., dict[str, torch.Tensor]], save_checkpoint: Callable[..., Path]
+) -> None:
+    commit = hub.add_directory("org/name", save_checkpoint("served", llama_tensors(), {"model_type": "llama"}))
+    model = Model(ModelSource("m", repo="org/name", revision="main"), None, ("",))
+    assert model.checkpoint.directory is None
+    assert model.checkpoint.config == {"model_type": "llama"}
+    assert model.checkpoint.provenance == {"repository": "org/name", "revision": commit}
+    assert model.small_file("config.json") == b'{"model_type": "llama"}'
+    assert model.small_file("tokenizer.json") is None
+    assert not list(Path(constants.HF_HUB_CACHE).glob("**/*.safetensors"))
+
+
+def test_small_files_need_no_weights(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    model = Model(ModelSource("m", path=str(tmp_path)), None, ("",))
+    assert model.small_file("tokenizer.json") == b"{}"
+    with pytest.raises(CheckpointUnavailable, match="is no plain file name"):
+        model.small_file("../tokenizer.json")
 
 
 def test_opening_a_model_imports_no_torch_before_weights_are_asked_for() -> None:
