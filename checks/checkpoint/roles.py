@@ -51,6 +51,48 @@ class Role:
     stack: str = field(default="", compare=False)
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How the tensors of one pattern are stored, and what they are connected to."""
+
+    experts: str | None = None  # "routed" or "shared"
+    fused: tuple[str, ...] = ()  # the parts it holds, in stored order
+    stacked: str | None = None  # every expert in one tensor: "axis" [experts, …] or "rows" [experts * rows, …]
+    transposed: bool = False  # each matrix is stored [in, out]
+    interleaved: bool = False  # the fused parts take turns row by row
+    grouped: bool = False  # fused q, k, v: for every key head the rows of its queries, of the key, of the value
+    rope_layout: str | None = None  # of rotated rows: "half-split" or "interleaved"; latent attention rotates a part
+    residual: str | None = None  # "reader" or "writer" of the residual stream
+    norm: str | None = None  # part of the same layer (or of the model) through which it reads or writes
+    norm_function: str | None = None  # of a norm: "rms" or "layer"
+    zero_centred: bool = False  # of a norm: stored minus one
+    tied_to: str | None = None  # part with which it may share its values
+
+
+@dataclass(frozen=True)
+class TensorRole(Role):
+    """What a tensor is. The fields of Role mean the same as there, so it stands wherever a Role does.
+
+    `kind` is set only for gate, up and down matrices that can be read as they stand: [out, in], one MLP; `part` names
+    all: q, kv_a, gate_up, router, q_bias, … The layer of a next-token-prediction block counts on after the last layer
+    of the main stack, to which it does not belong: its component is "mtp".
+    """
+
+    part: str | None = None
+    component: str = "text"  # text, mtp, vision, audio, projector
+    layout: Layout = Layout()
+    packed: str | None = None  # how its values are packed: weight_packed, qweight, mxfp4
+    companion_of: str | None = None  # last step of the name of the weight that it scales, shifts or describes
+
+    @property
+    def mlp_place(self) -> tuple[str, int | None, str | None, int | None]:
+        """What the matrices of one MLP share, and no other MLP of the model has: component, layer, whose, expert.
+
+        "Whose" is "routed", "shared", or None for a dense MLP; the expert is None in a tensor that holds them all.
+        """
+        return self.component, self.layer, self.layout.experts, self.expert
+
+
 def role_of(name: str) -> Role:
     """The role of a tensor by its stored name."""
     found_layer = _LAYER.search(name)

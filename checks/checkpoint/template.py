@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import islice, product
@@ -18,50 +18,21 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
-from checks.checkpoint.roles import Role, role_of
+from checks.checkpoint.inferred import infer_roles
+from checks.checkpoint.roles import Layout, TensorRole
 
 TEMPLATES = Path(__file__).with_name("templates")
 MISSING_NAMED = 1000  # missing tensors are all counted, but named only up to this many
+SHOWN = 10  # tensors of each kind that a summary names
 LARGEST_COUNT = 10_000  # of layers or experts; a configuration that states more is not believed
 _NUMBER = re.compile(r"(?<![^.])(?:0|[1-9][0-9]{0,5})(?![^.])")
 _MERGED = ("norms", "defaults", "tensors")
+_STORED = ("experts", "stacked", "transposed", "interleaved", "grouped", "tied_to")
 Config = Mapping[str, Any]
 
 
 class TemplateError(Exception):
     """A template is broken. The text names the file, the key, and what was expected."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the tensors of one pattern are stored, and what they are connected to."""
-
-    experts: str | None = None  # "routed" or "shared"
-    fused: tuple[str, ...] = ()  # the parts it holds, in stored order
-    stacked: str | None = None  # every expert in one tensor: "axis" [experts, …] or "rows" [experts * rows, …]
-    transposed: bool = False  # each matrix is stored [in, out]
-    interleaved: bool = False  # the fused parts take turns row by row
-    rope_layout: str | None = None  # of rotated rows: "half-split" or "interleaved"; latent attention rotates a part
-    residual: str | None = None  # "reader" or "writer" of the residual stream
-    norm: str | None = None  # part of the same layer (or of the model) through which it reads or writes
-    norm_function: str | None = None  # of a norm: "rms" or "layer"
-    zero_centred: bool = False  # of a norm: stored minus one
-    tied_to: str | None = None  # part with which it may share its values
-
-
-@dataclass(frozen=True)
-class TensorRole(Role):
-    """What a tensor is. The fields of Role mean the same as there, so it stands wherever a Role does.
-
-    `kind` is set only for gate, up and down matrices that can be read as they stand: [out, in], one MLP; `part` names
-    all: q, kv_a, gate_up, router, q_bias, … The layer of a next-token-prediction block counts on after the last layer.
-    """
-
-    part: str | None = None
-    component: str = "text"  # text, mtp, vision, projector
-    layout: Layout = Layout()
-    packed: str | None = None  # how its values are packed: weight_packed, qweight, mxfp4
-    companion_of: str | None = None  # last step of the name of the weight that it scales, shifts or describes
 
 
 @dataclass(frozen=True)
@@ -75,6 +46,16 @@ class RoleAssignment:
     missing_count: int
     problems: Mapping[str, str]  # tensor → why it has not the role that its name claims
     inferred_because: str | None  # why roles come from names and shapes alone; None when a template gave them
+
+    def summary(self) -> dict[str, Any]:
+        """For the record: where the roles come from, and what did not fit, each with its count and some names."""
+        return {
+            "templates": dict(self.templates),
+            "inferred_because": self.inferred_because,
+            "problems": {"count": len(self.problems), "tensors": dict(islice(self.problems.items(), SHOWN))},
+            "missing": {"count": self.missing_count, "tensors": list(self.missing[:SHOWN])},
+            "unassigned": {"count": len(self.unassigned), "tensors": list(self.unassigned[:SHOWN])},
+        }
 
 
 @dataclass(frozen=True)
@@ -155,7 +136,7 @@ def _patterns(file: str, item: tuple[str, Any], raw: Config, parts: Config) -> I
     residual = None if is_bias and facts.get("residual") == "reader" else facts.get("residual")
     through = around[0] if residual == "reader" else around[1] if residual else None
     layout = Layout(
-        **{key: entry[key] for key in ("experts", "stacked", "transposed", "interleaved", "tied_to") if key in entry},
+        **{key: entry[key] for key in _STORED if key in entry},
         fused=tuple(entry.get("fused", ())),
         rope_layout=raw.get("rope_layout") if facts.get("rotary") else None,
         residual=residual,
@@ -174,6 +155,7 @@ def _patterns(file: str, item: tuple[str, Any], raw: Config, parts: Config) -> I
     yield Pattern(name, role, says, tuple(re.findall(r"\{(\w+)\}", name)))
     if bias := entry.get("bias"):
         own = {**entry, "part": f"{part}_bias", "bias": False, "fused": [f"{one}_bias" for one in layout.fused]}
+        own |= {"transposed": False} if "transposed" in entry else {}
         own |= {"when": bias} if isinstance(bias, str) else {}
         yield from _patterns(file, (name.removesuffix("weight") + "bias", own), raw, parts)
 
@@ -230,13 +212,13 @@ class _Component:
         for pattern, numbers in claims:
             for slot, number in numbers.items():
                 seen["mtp" if slot == "layer" and pattern.says.get("layers") == "mtp" else slot].add(number)
-        self.layers = _count(self.config, "layers", max(seen["layer"] - seen["mtp"], default=-1) + 1)
-        self.experts = _count(self.config, "experts", max(seen["expert"], default=-1) + 1)
-        self.mtp = _count({**self.template.defaults, **self.config}, "mtp", 0)
+        self.layers = stated_count(self.config, "layers", max(seen["layer"] - seen["mtp"], default=-1) + 1)
+        self.experts = stated_count(self.config, "experts", max(seen["expert"], default=-1) + 1)
+        self.mtp = stated_count({**self.template.defaults, **self.config}, "mtp", 0)
 
 
-def _count(config: Config, what: str, otherwise: int) -> int:
-    """How many layers, experts or next-token-prediction blocks a configuration states."""
+def stated_count(config: Config, what: str, otherwise: int) -> int:
+    """How many of `what` a configuration states: layers, experts, mtp, heads, key_heads; `otherwise` if none."""
     for key in load()[0]["config"][what]:
         value: Any = config
         for step in key.split("."):
@@ -260,7 +242,10 @@ def assign_roles(tensors: Mapping[str, Sequence[int]], config: Config) -> RoleAs
         because = f"{len(claims)} of {len(tensors)} names follow a template of {str(config.get('model_type'))[:80]!r}"
         components, claims = [], {}
     problems: dict[str, str] = {}
-    roles = _guess(tensors, config, problems) if because else {}
+    roles: dict[str, TensorRole] = {}
+    if because:
+        layers = stated_count(component_config(config, "text"), "layers", LARGEST_COUNT)
+        roles = infer_roles(tensors, load()[0], config, layers, problems)
     for index, one in enumerate(components):
         one.bound(claim for claim in claims.values() if claim[0].owner == index)
     places: dict[tuple[object, ...], list[tuple[str, object, object]]] = defaultdict(list)
@@ -288,6 +273,13 @@ def assign_roles(tensors: Mapping[str, Sequence[int]], config: Config) -> RoleAs
     )
 
 
+def component_config(config: Config, component: str) -> Config:
+    """What a configuration says of one component: its own section, else, of the text decoder, the whole."""
+    spec = load()[0]["components"].get(component, {})
+    inner = config.get(spec.get("config", ""))
+    return inner if isinstance(inner, Mapping) else config if component == "text" else {}
+
+
 def _components(config: Config) -> list[_Component]:
     """The components that a configuration describes, each with its template; what lies between them first."""
     common, by_type = load()
@@ -311,20 +303,30 @@ def _table(templates: tuple[Template, ...]) -> Mapping[str, Pattern]:
     """Every stored name that the templates allow, numbers as "#". Raises TemplateError for a name with two meanings."""
     table: dict[str, Pattern] = {}
     common = load()[0]
-    weights: dict[str, Any] = {"weight": {}, **{leaf: {"kind": None, "packed": leaf} for leaf in common["packed"]}}
-    weights |= {key: {"kind": None, "category": "other", "companion_of": "weight"} for key in common["companions"]}
     for owner, one in enumerate(templates):
         for prefix, base, pattern in product(common["prefixes"][one.component], ("", one.base), one.patterns):
             name = prefix + pattern.name.removeprefix(base)
             stack = re.match(r".*\.(?=\{(layer|block)\})", name)
             role = replace(pattern.role, component=one.component, stack=stack[0] if stack else "")
-            for leaf, changes in (weights if name.endswith(".weight") else {"": {}}).items():
-                full = (name.removesuffix("weight") if leaf else name) + leaf
+            for full, changes in _stored_names(name, role, common).items():
                 claim = replace(pattern, role=replace(role, **changes), owner=owner)
                 other = table.setdefault(re.sub(r"\{\w+\}", "#", full), claim)
                 if other.owner == owner and other.name != pattern.name:
                     raise TemplateError(f"{one.name}.json: tensors: {full} also fits {other.name}")
     return table
+
+
+def _stored_names(name: str, role: TensorRole, common: Config) -> dict[str, dict[str, Any]]:
+    """The names that one tensor and the companions of a quantised one may have, and how the role of each differs."""
+    stem, _, leaf = name.rpartition(".")
+    beside = {"kind": None, "category": "other", "companion_of": leaf}
+    if leaf == "weight":
+        packed = {f"{stem}.{one}": {"kind": None, "packed": one} for one in common["packed"]}
+        return {name: {}, **packed, **{f"{stem}.{one}": beside for one in common["companions"]}}
+    if role.layout.stacked is None or role.packed or role.companion_of or str(role.part).endswith("_bias"):
+        return {name: {}}
+    suffixes = [one.removeprefix("weight") for one in common["companions"] if one.startswith("weight_")]
+    return {name: {}, **{name + suffix: beside for suffix in suffixes}}
 
 
 def _claim(name: str, table: Mapping[str, Pattern]) -> tuple[Pattern, Mapping[str, int]] | None:
@@ -353,6 +355,12 @@ def _role(pattern: Pattern, numbers: Mapping[str, int], owner: _Component, shape
     return TensorRole(**vars(role) | {"layer": layer, "expert": expert, "component": component})
 
 
+def follows_template(config: Config) -> Callable[[str], bool]:
+    """Tells of a tensor's name whether the templates of a configuration give it a role."""
+    table = _table(tuple(one.template for one in _components(config)))
+    return lambda name: _claim(name, table) is not None
+
+
 def _missing(owner: _Component, roles: Iterable[TensorRole]) -> tuple[Iterator[str], int]:
     """What a component lacks of what its configuration promises: the names, and how many."""
     held: dict[tuple[object, ...], set[int]] = defaultdict(set)
@@ -377,23 +385,3 @@ def _missing(owner: _Component, roles: Iterable[TensorRole]) -> tuple[Iterator[s
         if expert not in held.get(place, ())
     )
     return names, sum(len(each) - len(held.get(place, ())) for place, (_, each) in lacking.items())
-
-
-def _guess(tensors: Mapping[str, Sequence[int]], config: Config, problems: dict[str, str]) -> dict[str, TensorRole]:
-    """Roles by the conventions of names, and by shapes: a stack of experts, a table with a row for every token."""
-    known, layers = load()[0]["inferred_parts"], _count(config, "layers", LARGEST_COUNT)
-    roles = {}
-    for name, shape in tensors.items():
-        guess = dict(vars(role_of(name)))
-        part = next((known[step] for step in reversed(name.split(".")) if step in known), guess["kind"])
-        if len(shape) == 3 and guess["category"] == "routed expert":
-            rows, columns = shape[1:] if part != "down" else shape[:0:-1]
-            transposed = rows == config.get("hidden_size") != columns
-            guess |= {"kind": None, "layout": Layout("routed", stacked="axis", transposed=transposed)}
-        elif guess["category"] == "other" and len(shape) == 2 and shape[0] == config.get("vocab_size"):
-            guess["category"] = "embedding"
-        if (guess["layer"] or 0) >= layers:
-            problems[name] = f"layer {guess['layer']}; there are {layers}"
-        elif guess["category"] != "other":
-            roles[name] = TensorRole(**guess, part=part)
-    return roles
