@@ -165,8 +165,7 @@ def candidate(request: pytest.FixtureRequest) -> Any:
         parameter.candidate,
         parameter.component,
         parameter.prefixes,
-        parameter.stated_total,
-        parameter.stated_active,
+        parameter.training,
         parameter.panel,
         hub_of(request.config),
     )

@@ -15,6 +15,7 @@ from checks.checkpoint.candidate import Candidate
 from checks.checkpoint.model import Model
 from checks.checkpoint.pair import Pair
 from checks.claim.model import ModelSource
+from checks.claim.training import Training
 from checks.evidence.record import CONTRADICTS, INCONCLUSIVE, NOT_APPLICABLE, SUPPORTS, Evidence
 
 Tensors = dict[str, torch.Tensor]
@@ -226,7 +227,7 @@ def test_all_keys_equal_ask_the_weights(judged: Judged) -> None:
 
 
 def candidate_of(model: Model, stated: float | None = None, panel: tuple[str, ...] = ()) -> Candidate:
-    return Candidate(model.source, None, ("",), stated, None, frozenset(panel))
+    return Candidate(model.source, None, ("",), Training(total=stated), frozenset(panel))
 
 
 @pytest.mark.parametrize("name", ["base", "independent", "derived"])

@@ -40,8 +40,8 @@ def declared_differences(candidate: Candidate) -> DeclaredSizes:
     tied_copy = 0.0
     entry = candidate.catalog_entry
     if candidate.component is None:
-        if candidate.stated_total:
-            totals["claim"] = candidate.stated_total
+        if candidate.training.total:
+            totals["claim"] = candidate.training.total
         if entry is not None and entry.parameters.get("total") is not None:
             totals["published"] = float(entry.parameters["total"].value)
     if candidate.architecture is not None and not _has_other_parts(candidate):

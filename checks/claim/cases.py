@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from checks.claim.discovery import Check, discovered_checks
+from checks.claim.initial import InitialWeights
 from checks.claim.model import Claim, Component, ModelSource, Reference
+from checks.claim.training import Training
 from checks.evidence.thresholds import threshold
 
 
@@ -17,8 +19,7 @@ class CandidateParameter:
     candidate: ModelSource
     component: str | None
     prefixes: tuple[str, ...]
-    stated_total: float | None
-    stated_active: float | None
+    training: Training
     panel: frozenset[str]
 
 
@@ -32,6 +33,7 @@ class PairParameter:
     candidate_prefixes: tuple[str, ...]
     reference_prefixes: tuple[str, ...]
     claimed_prefixes: tuple[str, ...]  # of all components of the claim: what lies under none of them is not examined
+    initial: InitialWeights | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,15 @@ def calibrated_cases(claim: Claim) -> int:
 def pair_parameter(claim: Claim, component: Component, reference: Reference) -> PairParameter:
     """The fixture parameter of a pair."""
     claimed = tuple(prefix for one in claim.components for prefix in one.prefixes)
-    return PairParameter(claim.model, reference.source, component.name, component.prefixes, reference.prefixes, claimed)
+    return PairParameter(
+        claim.model,
+        reference.source,
+        component.name,
+        component.prefixes,
+        reference.prefixes,
+        claimed,
+        claim.initial,
+    )
 
 
 def candidate_parameter(claim: Claim, component: Component) -> CandidateParameter:
@@ -101,8 +111,7 @@ def candidate_parameter(claim: Claim, component: Component) -> CandidateParamete
         claim.model,
         component.name,
         component.prefixes,
-        claim.stated_total,
-        claim.stated_active,
+        claim.training,
         frozenset(reference.source.name for reference in component.panel),
     )
 

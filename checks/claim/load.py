@@ -15,9 +15,11 @@ from checks.catalog.comparison import five_keys
 from checks.catalog.entry import keys as catalog_keys
 from checks.catalog.nearest import nearest
 from checks.claim.discovery import check_names
+from checks.claim.initial import InitialWeights, initial_from
 from checks.claim.model import Claim, Component, ModelSource, Reference, ThresholdOverride
 from checks.claim.schema import schema_problems
 from checks.claim.source import ClaimError, KeyPath, Mark, Problem, Source, read_source, suggestion
+from checks.claim.training import training_from
 from checks.evidence.thresholds import ThresholdError, families, threshold
 
 DEFAULT_NEAREST = 3
@@ -103,7 +105,7 @@ class _ClaimBuilder:
         selection = self.data.get("checks", {})
         overrides = self._overrides()
         components = self._components(model) if model else ()
-        stated = self.data.get("training", {}).get("parameters", {})
+        initial = self._initial()
         if self.problems or model is None:
             raise ClaimError(self.source.path, self.problems)
         return Claim(
@@ -117,8 +119,8 @@ class _ClaimBuilder:
             only=tuple(selection.get("only", ())),
             without=tuple(selection.get("without", ())),
             overrides=overrides,
-            stated_total=stated.get("total"),
-            stated_active=stated.get("active"),
+            training=training_from(self.data.get("training", {}), self.directory),
+            initial=initial,
             line=self.source.mark(("claim",)).line,
         )
 
@@ -275,6 +277,22 @@ class _ClaimBuilder:
             Reference(source, reference_prefixes(source, component, prefixes), nearest=True, line=line)
             for source in sources
         ]
+
+    # Initial weights
+
+    def _initial(self) -> InitialWeights | None:
+        block = self.data.get("initial")
+        if block is None:
+            return None
+        if ("seed" in block) != ("generator" in block):
+            self._problem(("initial",), "a generator and a seed make initial weights again only together; name both")
+        if not block.keys() & {"checkpoint", "seed"}:
+            self._problem(("initial",), "name a checkpoint of the initial weights, or the generator and seed")
+        try:
+            return initial_from(block, self.directory)
+        except ValueError as error:
+            self._problem(("initial",), str(error))
+            return None
 
     # Thresholds
 

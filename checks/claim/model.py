@@ -6,8 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from checks.catalog.architecture import Architecture
+from checks.claim.training import Training
+
+if TYPE_CHECKING:
+    from checks.claim.initial import InitialWeights
 
 
 @dataclass(frozen=True)
@@ -90,8 +95,8 @@ class Claim:
     only: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     overrides: Mapping[str, ThresholdOverride] = field(default_factory=lambda: MappingProxyType({}))
-    stated_total: float | None = None
-    stated_active: float | None = None
+    training: Training = field(default_factory=Training)
+    initial: InitialWeights | None = None
     line: int = 1
 
     def component(self, name: str | None) -> Component:

@@ -13,6 +13,7 @@ from checks.checkpoint.candidate import Candidate
 from checks.checkpoint.checkpoint import Checkpoint
 from checks.checkpoint.declared import declared_differences, mismatched_dimensions
 from checks.claim.model import ModelSource
+from checks.claim.training import Training
 
 Tensors = dict[str, torch.Tensor]
 Make = Callable[..., Candidate]
@@ -30,7 +31,7 @@ def candidate(
         directory = save_checkpoint("candidate", llama_tensors() if tensors is None else tensors)
         architectures = from_config(llama_config(**changes))
         source = ModelSource("candidate", path=str(directory), architectures=architectures)
-        return Candidate(source, None, ("",), stated, None, frozenset())
+        return Candidate(source, None, ("",), Training(total=stated), frozenset())
 
     return make
 
@@ -54,7 +55,9 @@ def test_every_pair_of_totals_is_compared(candidate: Make) -> None:
 
 
 def test_published_total_is_compared_with_the_configuration() -> None:
-    entry = Candidate(ModelSource("solar", catalog_key="solar_open_100b"), None, ("",), 102.6e9, None, frozenset())
+    entry = Candidate(
+        ModelSource("solar", catalog_key="solar_open_100b"), None, ("",), Training(total=102.6e9), frozenset()
+    )
     sizes = declared_differences(entry)
     assert sizes.differences == {"claim and published": 0.0}
     assert "stored shapes" in sizes.missing
@@ -69,13 +72,13 @@ def test_size_of_a_component_is_not_compared_with_the_whole_model(
     directory = save_checkpoint("vlm", tensors)
     architectures = {"text": from_config(llama_config())["model"], "vision": Architecture(hidden_size=8)}
     source = ModelSource("vlm", catalog_key="solar_open_100b", path=str(directory), architectures=architectures)
-    sizes = declared_differences(Candidate(source, "text", ("text.",), 102.6e9, None, frozenset()))
+    sizes = declared_differences(Candidate(source, "text", ("text.",), Training(total=102.6e9), frozenset()))
     assert sizes.differences == {"configuration and shapes": 0.0}
 
 
 def test_without_weights_the_missing_side_is_named(llama_config: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     source = ModelSource("gone", path=str(tmp_path / "gone"), architectures=from_config(llama_config()))
-    sizes = declared_differences(Candidate(source, None, ("",), None, None, frozenset()))
+    sizes = declared_differences(Candidate(source, None, ("",), Training(), frozenset()))
     assert sizes.differences == {}
     assert "gone" in sizes.missing
 
@@ -85,7 +88,7 @@ def test_configuration_that_cannot_be_counted_is_named(
 ) -> None:
     opened = candidate()
     source = ModelSource("c", path=opened.source.path, architectures={"model": Architecture(hidden_size=64)})
-    sizes = declared_differences(Candidate(source, None, ("",), None, None, frozenset()))
+    sizes = declared_differences(Candidate(source, None, ("",), Training(), frozenset()))
     assert sizes.differences == {}
     assert "cannot count the parameters" in sizes.missing
 
@@ -143,7 +146,7 @@ def test_vision_tower_deeper_than_the_text_is_no_contradiction(
     opened = candidate(tensors)
     architectures = {"text": opened.source.architectures["model"], "vision": Architecture(num_hidden_layers=8)}
     source = ModelSource("vlm", path=opened.source.path, architectures=architectures)
-    sizes = declared_differences(Candidate(source, None, ("",), None, None, frozenset()))
+    sizes = declared_differences(Candidate(source, None, ("",), Training(), frozenset()))
     assert "num_hidden_layers" not in sizes.differences
 
 

@@ -19,6 +19,7 @@ from checks.checkpoint.errors import CheckpointUnavailable
 from checks.checkpoint.hub_access import HubAccess
 from checks.checkpoint.model import Model
 from checks.claim.model import ModelSource
+from checks.claim.training import Training
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
@@ -71,8 +72,8 @@ def test_catalogue_entry_is_known_by_key_only() -> None:
 
 
 def test_candidate_knows_what_the_claim_states() -> None:
-    candidate = Candidate(ModelSource("mine"), None, ("",), 1e9, 1e8, frozenset({"a"}))
-    assert (candidate.stated_total, candidate.stated_active, candidate.panel) == (1e9, 1e8, frozenset({"a"}))
+    candidate = Candidate(ModelSource("mine"), None, ("",), Training(total=1e9, active=1e8), frozenset({"a"}))
+    assert (candidate.training.total, candidate.training.active, candidate.panel) == (1e9, 1e8, frozenset({"a"}))
 
 
 def test_path_is_taken_before_the_repository(

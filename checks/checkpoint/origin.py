@@ -1,0 +1,140 @@
+"""The initial weights that a claim states, beside candidate and reference, MLP by MLP."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from checks.checkpoint.canonical import CanonicalModel, Mlp, MlpPlace
+from checks.checkpoint.checkpoint import Checkpoint
+from checks.checkpoint.initial import equal_bits, regenerate
+from checks.claim.initial import InitialWeights
+from checks.claim.model import ModelSource
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from checks.statistics.origin import OriginTest
+    from checks.statistics.units import CombinedUnitTest
+
+Opener = Callable[[ModelSource], Checkpoint]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What the initial weights have to do with candidate and reference; all MLPs together.
+
+    `regenerated`: the weights were made again from generator and seed, and any published ones are equal bit for bit.
+    `start`, `reference_start`, `beyond`: see `OriginTest`; None when no MLP has equal shapes in all three models.
+    `steps`: effect of the permutation test between initial weights and each checkpoint of the training, in order.
+    """
+
+    regenerated: bool
+    reason: str
+    start: CombinedUnitTest | None
+    reference_start: CombinedUnitTest | None
+    beyond: CombinedUnitTest | None
+    mlps: int
+    steps: Mapping[str, float | None] = field(default_factory=dict)
+
+    @property
+    def beyond_by_size(self) -> float | None:
+        """The size of what both share beyond the initial weights: |mean row cosine|, 0 to 1."""
+        return None if self.beyond is None else abs(self.beyond.effect)
+
+
+def origin(
+    stated: InitialWeights, candidate: Checkpoint, reference: Checkpoint, open_source: Opener, device: str = "cpu"
+) -> Origin:
+    """Compare both models with the initial weights that the claim states.
+
+    Weights that generator and seed give are made again in a temporary directory. Raises CheckpointUnavailable when
+    weights cannot be read or made again.
+    """
+    published = None if stated.checkpoint is None else open_source(stated.checkpoint)
+    if stated.generator is None or stated.seed is None:
+        assert published is not None
+        reason = "published initial weights can be made up (the reference and noise); name their generator and seed"
+        return _compared(False, reason, published, stated, candidate, reference, open_source, device)
+    with TemporaryDirectory(prefix="from-scratch-initial-") as directory:
+        made = regenerate(candidate, stated.generator, stated.seed, Path(directory))
+        reason = f"made again by {stated.generator} from seed {stated.seed}"
+        equal, total = equal_bits(made, published) if published is not None else (0, 0)
+        if equal < total:
+            reason += f", but only {equal} of {total} tensors are those that were published"
+        return _compared(equal == total, reason, made, stated, candidate, reference, open_source, device)
+
+
+def _compared(
+    regenerated: bool,
+    reason: str,
+    initial: Checkpoint,
+    stated: InitialWeights,
+    candidate: Checkpoint,
+    reference: Checkpoint,
+    open_source: Opener,
+    device: str,
+) -> Origin:
+    from checks.statistics.units import combine
+
+    models = [CanonicalModel(checkpoint, device) for checkpoint in (initial, candidate, reference)]
+    tests = _tests(*models)
+    return Origin(
+        regenerated,
+        reason,
+        combine(test.start for test in tests),
+        combine(test.reference_start for test in tests),
+        combine(test.beyond for test in tests),
+        len(tests),
+        {source.where: _resemblance(models[0], CanonicalModel(open_source(source), device)) for source in stated.steps},
+    )
+
+
+def _tests(initial: CanonicalModel, candidate: CanonicalModel, reference: CanonicalModel) -> list[OriginTest]:
+    """The tests of every MLP that all three have in the same place and shape."""
+    from checks.statistics.origin import origin_test
+
+    starts, references = _places(initial), _places(reference)
+    tests = []
+    for key, place in _places(candidate).items():
+        if key not in starts or key not in references:
+            continue
+        views = [
+            _views(model.mlp(where))
+            for model, where in ((initial, starts[key]), (candidate, place), (reference, references[key]))
+        ]
+        if len({tuple(view.shape for view in one) for one in views}) == 1 and _are_finite(views):
+            tests.append(origin_test(*views))
+    return tests
+
+
+def _resemblance(initial: CanonicalModel, step: CanonicalModel) -> float | None:
+    """Mean row cosine of initial weights and one checkpoint of the training; None without MLPs of equal shape."""
+    from checks.statistics.units import combine, unit_permutation_test
+
+    starts = _places(initial)
+    tests = []
+    for key, place in _places(step).items():
+        views = [_views(step.mlp(place)), _views(initial.mlp(starts[key]))] if key in starts else []
+        if views and [view.shape for view in views[0]] == [view.shape for view in views[1]] and _are_finite(views):
+            tests.append(unit_permutation_test(*views))
+    joint = combine(tests)
+    return None if joint is None or not math.isfinite(joint.effect) else joint.effect
+
+
+def _places(model: CanonicalModel) -> dict[tuple[int, str, int | None], MlpPlace]:
+    return {place.key: place for layer in model.layers for place in model.mlps(layer)}
+
+
+def _views(mlp: Mlp) -> list[Tensor]:
+    """The matrices with the hidden units as rows."""
+    gate = [] if mlp.gate is None else [mlp.gate]
+    return [*gate, mlp.up, mlp.down.T]
+
+
+def _are_finite(views: list[list[Tensor]]) -> bool:
+    return all(bool(view.isfinite().all()) for one in views for view in one)

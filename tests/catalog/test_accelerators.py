@@ -1,0 +1,73 @@
+"""The table of accelerators: found by the names that people write, with figures that hang together."""
+
+from __future__ import annotations
+
+import pytest
+
+from checks.catalog.accelerators import (
+    PRECISIONS,
+    accelerator_called,
+    accelerators,
+    precisions_in,
+    published_utilisations,
+)
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("B200", "B200"),
+        ("NVIDIA B200", "B200"),
+        ("GB200 NVL72", "GB200"),
+        ("H100 80GB PCIe", "H100 PCIe"),
+        ("NVIDIA H100 SXM5 80GB", "H100 SXM"),
+        ("H100", "H100 SXM"),
+        ("H800", "H800"),
+        ("h200s", "H200"),
+        ("A100-SXM4-80GB", "A100"),
+        ("TPU v5p", "TPU v5p"),
+        ("AMD MI300X", "MI300X"),
+        ("Gaudi 2", "Gaudi 2"),
+        ("my own chip", None),
+        ("", None),
+    ],
+)
+def test_names(written: str, name: str | None) -> None:
+    found = accelerator_called(written)
+    assert (found and found.name) == name
+
+
+@pytest.mark.parametrize(
+    ("stated", "found"),
+    [
+        ("FP8 and bf16", ("fp8", "bf16")),
+        ("BFloat16", ("bf16",)),
+        ("fp8-e4m3", ("fp8",)),
+        ("mixed", ()),
+        ("float16", ("fp16",)),
+    ],
+)
+def test_precisions(stated: str, found: tuple[str, ...]) -> None:
+    assert precisions_in(stated) == found
+
+
+def test_peaks_double_with_half_the_bits() -> None:
+    """Where a matrix unit has both, eight bits are twice as fast as sixteen: a sparse figure would stand out."""
+    for one in accelerators():
+        assert one.source
+        assert set(one.peaks) <= set(PRECISIONS)
+        assert all(1e13 < peak < 2e16 for peak in one.peaks.values())
+        if "fp8" in one.peaks and one.name != "Gaudi 3":
+            assert one.peaks["fp8"] == pytest.approx(2 * one.peaks["bf16"], rel=0.01), one.name
+        if "fp16" in one.peaks and "bf16" in one.peaks:
+            assert one.peaks["fp16"] == one.peaks["bf16"]
+
+
+def test_published_utilisations_stay_below_the_bound() -> None:
+    from checks.evidence.thresholds import threshold
+
+    values = [one.value for one in published_utilisations()]
+    assert values == sorted(values, reverse=True)
+    bound = threshold("compute.flops").supports_below
+    assert bound is not None
+    assert values[0] < bound
