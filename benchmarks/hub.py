@@ -1,11 +1,12 @@
-"""How many bytes does the hub path transfer, against what was asked for? Figure 4.
+"""How many bytes does the hub path transfer, against what was asked for and against the budget? Figure 4.
 
-    python benchmarks/hub.py [--gigabytes 100] [--budget 5e9] [--request 67108864]
+    python benchmarks/hub.py [--gigabytes 100] [--read screen] [--budget 5000000000] [--seed 0] [--save]
 
-A mixture-of-experts checkpoint of the given size, as sparse files, is served by the loopback hub of the tests. Its
-index is read, then norms, routers and whole layers spread over the depth until the budget is spent, in requests of
-bounded size. Prints one JSON line. "wire" counts status lines and headers too; wall seconds include a server in the
-same process.
+Two mixture-of-experts checkpoints of the given size, as sparse files, are served by the loopback hub of the tests as
+candidate and reference. Their indexes are read, the sampler plans what to read of the pair, and every planned range is
+read through a source that keeps what it received; then once more, which must transfer nothing. Prints JSON; `--save`
+also writes it to benchmarks/results/hub.json. "wire" counts status lines and headers too; wall seconds include a server
+in the same process, and one request at a time.
 """
 
 from __future__ import annotations
@@ -14,24 +15,30 @@ import argparse
 import importlib.util
 import json
 import os
-import platform
-import re
 import struct
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from checks.checkpoint.hub import HubSource, read_hub_index
-from checks.checkpoint.index import INDEX_NAME, CheckpointIndex, TensorInfo
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+from stream import machine  # noqa: E402
+
+from checks.checkpoint.hub import HubSource, read_hub_index  # noqa: E402
+from checks.checkpoint.index import INDEX_NAME  # noqa: E402
+from checks.checkpoint.planned_source import PlannedSource, planned_source  # noqa: E402
+from checks.checkpoint.read_plan import SAMPLE, SCREEN, ReadRequest, byte_ranges  # noqa: E402
+from checks.checkpoint.roles import role_of  # noqa: E402
+from checks.checkpoint.sampling import SCREEN_BUDGET, Side, plan_reads  # noqa: E402
 
 WIDTH, EXPERT_WIDTH, EXPERTS, HEADS_WIDTH, KEY_WIDTH, VOCABULARY = 4096, 1280, 128, 8192, 1024, 196_608
 SHARD_BYTES = 5_000_000_000
-SMALL = re.compile(r"norm|mlp\.gate\.weight")
 
 
 def loopback() -> ModuleType:
@@ -93,82 +100,90 @@ def write_sparse(directory: Path, gigabytes: float) -> None:
     (directory / INDEX_NAME).write_text(json.dumps({"weight_map": weight_map}))
 
 
-def plan(index: CheckpointIndex, budget: int) -> list[TensorInfo]:
-    """Norms and routers of all layers, then whole layers (last, first, middle, …) while they fit, in disk order."""
-    chosen = [tensor for tensor in index.tensors.values() if SMALL.search(tensor.name)]
-    left = budget - sum(tensor.stop - tensor.start for tensor in chosen)
-    layers: dict[int, list[TensorInfo]] = defaultdict(list)
-    for tensor in index.tensors.values():
-        found = re.match(r"model\.layers\.(\d+)\.", tensor.name)
-        if found and not SMALL.search(tensor.name):
-            layers[int(found[1])].append(tensor)
-    for number in dict.fromkeys((len(layers) - 1, 0, len(layers) // 2, *range(len(layers)))):
-        size = sum(tensor.stop - tensor.start for tensor in layers[number])
-        if size <= left:
-            chosen += layers[number]
-            left -= size
-    return sorted(chosen, key=lambda tensor: (tensor.shard, tensor.start))
+def read_all(source: PlannedSource, ranges: list[tuple[str, int, int]]) -> float:
+    """Read ranges one after the other; wall seconds."""
+    started = time.perf_counter()
+    for shard, start, stop in ranges:
+        source.read_into(shard, start, memoryview(bytearray(stop - start)))
+    return time.perf_counter() - started
+
+
+def measure(folder: str, gigabytes: float, request: ReadRequest) -> dict[str, Any]:
+    """Serve, plan and read."""
+    hub = loopback().LoopbackHub()
+    # Before huggingface_hub is imported, which reads them then.
+    os.environ |= {
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HOME": f"{folder}/home",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "127.0.0.1",
+    }
+    started = time.perf_counter()
+    indexes = []
+    for name in ("candidate", "reference"):
+        weights = Path(folder) / name
+        weights.mkdir()
+        write_sparse(weights, gigabytes)
+        indexes.append(read_hub_index(f"org/{name}", hub.add_directory(f"org/{name}", weights)))
+    candidate, reference = (Side(index, {name: role_of(name) for name in index.tensors}) for index in indexes)
+    sources = [HubSource(index) for index in indexes]
+    index_seconds = time.perf_counter() - started
+    index_wire, index_requests = hub.wire_bytes, len(hub.requests)
+
+    started = time.perf_counter()
+    plan = plan_reads(candidate, reference, [(name, name) for name in indexes[0].tensors], request)
+    plan_seconds = time.perf_counter() - started
+
+    asked, seconds, again = 0, 0.0, 0.0
+    for index, reads, source in zip(indexes, (plan.candidate.reads, plan.reference.reads), sources, strict=True):
+        ranges = list(byte_ranges(index, reads))
+        asked += sum(stop - start for _, start, stop in ranges)
+        kept = planned_source(source, index, reads, keep=True, directory=Path(folder))
+        seconds += read_all(kept, ranges)
+        again += read_all(kept, ranges)
+        kept.close()
+    transferred, wire = sum(source.transferred for source in sources), hub.wire_bytes - index_wire
+    hub.close()
+    return {
+        "benchmark": "hub",
+        "machine": machine(),
+        "checkpoint_bytes": [sum(shard.size for shard in index.shards.values()) for index in indexes],
+        "shards": len(indexes[0].shards),
+        "tensors": len(indexes[0].tensors),
+        "index_wire_bytes": index_wire,
+        "index_requests": index_requests,
+        "index_wall_s": round(index_seconds, 2),
+        "plan": plan.as_evidence(),
+        "plan_wall_s": round(plan_seconds, 2),
+        "planned": plan.bytes,
+        "asked": asked,
+        "transferred": transferred,
+        "wire": wire,
+        "wire_over_asked": round(wire / asked, 5),
+        "wire_with_indexes": wire + index_wire,
+        "within_budget": request.budget is None or wire + index_wire <= request.budget,
+        "requests": len(hub.requests) - index_requests,
+        "wall_s": round(seconds, 2),
+        "wall_s_again": round(again, 2),
+    }
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--gigabytes", type=float, default=100)
-    parser.add_argument("--budget", type=float, default=5e9, help="bytes")
-    parser.add_argument("--request", type=int, default=64 << 20, help="largest request, in bytes")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gigabytes", type=float, default=100, help="of each checkpoint")
+    parser.add_argument("--read", choices=(SCREEN, SAMPLE), default=SCREEN)
+    parser.add_argument("--budget", type=int, help="bytes of both together (default: 5 GB for screen)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save", action="store_true")
     arguments = parser.parse_args()
+    budget = SCREEN_BUDGET if arguments.budget is None and arguments.read == SCREEN else arguments.budget
     with tempfile.TemporaryDirectory() as folder:
-        hub = loopback().LoopbackHub()
-        # Before huggingface_hub is imported, which reads them then.
-        os.environ |= {
-            "HF_ENDPOINT": hub.endpoint,
-            "HF_HOME": f"{folder}/home",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "NO_PROXY": "127.0.0.1",
-        }
-        (Path(folder) / "weights").mkdir()
-        write_sparse(Path(folder) / "weights", arguments.gigabytes)
-        commit = hub.add_directory("org/name", Path(folder) / "weights")
-
-        started = time.perf_counter()
-        index = read_hub_index("org/name", commit)
-        index_seconds = time.perf_counter() - started
-        index_wire, index_requests = hub.wire_bytes, len(hub.requests)
-
-        source = HubSource(index)
-        buffer = memoryview(bytearray(arguments.request))
-        asked = 0
-        started = time.perf_counter()
-        for tensor in plan(index, int(arguments.budget)):
-            for start in range(tensor.start, tensor.stop, arguments.request):
-                size = min(arguments.request, tensor.stop - start)
-                source.read_into(tensor.shard, start, buffer[:size])
-                asked += size
-        seconds = time.perf_counter() - started
-        wire = hub.wire_bytes - index_wire
-        hub.close()
-    print(
-        json.dumps(
-            {
-                "benchmark": "hub",
-                "checkpoint_bytes": sum(shard.size for shard in index.shards.values()),
-                "shards": len(index.shards),
-                "tensors": len(index.tensors),
-                "index_wire_bytes": index_wire,
-                "index_requests": index_requests,
-                "index_wall_s": round(index_seconds, 2),
-                "budget": int(arguments.budget),
-                "asked": asked,
-                "transferred": source.transferred,
-                "wire": wire,
-                "wire_over_asked": round(wire / asked, 5),
-                "requests": len(hub.requests) - index_requests,
-                "wall_s": round(seconds, 2),
-                "python": platform.python_version(),
-                "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-            }
-        )
-    )
+        result = measure(folder, arguments.gigabytes, ReadRequest(arguments.read, budget, arguments.seed))
+    text = json.dumps(result, indent=1)
+    print(text)
+    if arguments.save:
+        (HERE / "results" / "hub.json").write_text(text + "\n")
 
 
 if __name__ == "__main__":
