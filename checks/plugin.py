@@ -185,6 +185,7 @@ def pair(request: pytest.FixtureRequest) -> Any:
         # Chosen when weights are about to be read: choosing imports torch.
         partial(device_of, request.config),
         parameter.claimed_prefixes,
+        initial=parameter.initial,
     )
 
 
