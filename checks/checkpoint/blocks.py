@@ -1,115 +1,70 @@
-"""Whole tensors of a checkpoint, block by block, for what needs all of a matrix at once."""
+"""Blocks at random of every tensor of a pair: how large they are, and how many a number of bytes pays for.
+
+Each pair of tensors is a stratum: its first and last block are read, and of those between an equal share of all pairs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import pairwise
-from typing import TYPE_CHECKING
+import hashlib
+from collections.abc import Iterator, Sequence
+from math import floor
 
-from checks.checkpoint.index import ByteSource, CheckpointIndex, TensorInfo, shown
-from checks.checkpoint.reader import PAGE, Allocate, PageBuffer, TensorReader, ordinary_memory, page_floor
+from checks.checkpoint.index import TensorInfo
+from checks.checkpoint.read_plan import item_size
+from checks.statistics.sampling import BlockDesign
 
-if TYPE_CHECKING:
-    import torch
+# Bytes of a block: a request that a disk or a hub answers well, and yet a small part of a tensor.
+BLOCK = 64 << 10
+# Blocks of a tensor: so many at least, or a heavy-tailed change would be met by too few of them; so many at most,
+# whatever size a header states.
+LEAST_BLOCKS, MOST_BLOCKS = 100, 1 << 16
+# Random blocks of each tensor, at least: fewer have no variance.
+LEAST_RANDOM = 2
 
-# Bytes of a request, and how many are in flight.
-REQUEST = 4 << 20
-REQUESTS = 8
-
-# Names of torch's dtypes by those of safetensors, for whole tensors.
-TORCH_DTYPES = {
-    "BOOL": "bool",
-    "U8": "uint8",
-    "I8": "int8",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-    "F8_E8M0": "float8_e8m0fnu",
-    "U16": "uint16",
-    "I16": "int16",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "U32": "uint32",
-    "I32": "int32",
-    "F32": "float32",
-    "U64": "uint64",
-    "I64": "int64",
-    "F64": "float64",
-}
+TensorPair = tuple[TensorInfo, TensorInfo]
 
 
-def layer_blocks(
-    index: CheckpointIndex,
-    source: ByteSource,
-    blocks: Iterable[Sequence[str]],
-    device: str = "cpu",
-    *,
-    requests: int = REQUESTS,
-) -> Iterator[dict[str, torch.Tensor]]:
-    """Whole tensors on `device`, by name, one block (such as the matrices of a layer) after the other.
+def bytes_of_blocks(pairs: Sequence[TensorPair]) -> int:
+    """The least bytes that blocks of these pairs take, of both sides: first, last, and two at random."""
+    return sum(_design(pair, LEAST_RANDOM, 0).elements_read * _item_bytes(pair) for pair in pairs)
 
-    `blocks`: the names of each. Memory holds one block, and what the caller keeps. `requests` reads are in flight, in
-    the order of the names. Raises ValueError for a name that is not there or comes twice (each tensor is read once) and
-    for dtypes that torch does not have; CheckpointUnavailable, which names shard and tensor, when a read fails.
+
+def draw_blocks(pairs: Sequence[TensorPair], seed: int, room: int) -> Iterator[tuple[TensorPair, BlockDesign]]:
+    """Blocks of each pair that take at most `room` bytes of both sides, or the least if that is not enough.
+
+    The same share of every tensor, as far as whole blocks go; what is left pays for one more block where most of one is
+    lacking. The number of blocks does not depend on the seed.
     """
-    reader = TensorReader(index, source)
-    allocate = _memory(device)
-    seen: set[str] = set()
-    with ThreadPoolExecutor(requests) as pool:
-        for names in blocks:
-            for name in names:
-                if name not in index.tensors or name in seen:
-                    raise ValueError(f"{shown(name)}: {'comes twice' if name in seen else 'no such tensor'}")
-                if index.tensors[name].dtype not in TORCH_DTYPES:
-                    raise ValueError(f"{shown(name)}: torch has no dtype {index.tensors[name].dtype}; unpack it first")
-                seen.add(name)
-            yield _read_block(pool, reader, [index.tensors[name] for name in names], allocate, device)
+    least = [_design(pair, LEAST_RANDOM, 0) for pair in pairs]
+    sizes = [design.block * _item_bytes(pair) for pair, design in zip(pairs, least, strict=True)]
+    more = [design.between - design.drawn for design in least]
+    left = max(0, room - bytes_of_blocks(pairs))
+    wanted = sum(size * count for size, count in zip(sizes, more, strict=True))
+    share = min(1.0, left / wanted) if wanted else 0.0
+    extra = [min(count, floor(share * count)) for count in more]
+    left -= sum(size * count for size, count in zip(sizes, extra, strict=True))
+    lacking = sorted(range(len(pairs)), key=lambda number: (extra[number] - share * more[number], number))
+    for number in lacking:
+        if extra[number] < more[number] and sizes[number] <= left:
+            extra[number] += 1
+            left -= sizes[number]
+    for pair, design, count in zip(pairs, least, extra, strict=True):
+        yield pair, _design(pair, design.drawn + count, seed_of(seed, pair[0].name))
 
 
-def _memory(device: str) -> Allocate:
-    """The memory that is read into. Raises ValueError for unknown devices."""
-    if device == "cpu":
-        return ordinary_memory
-    from checks.statistics.kernel_cuda import gpu, pinned_memory
-
-    gpu(device)
-    return pinned_memory
+def seed_of(seed: int, name: str) -> int:
+    """The seed of one tensor: of its own, and the same on every machine."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "big")
 
 
-def _read_block(
-    pool: ThreadPoolExecutor, reader: TensorReader, tensors: Sequence[TensorInfo], allocate: Allocate, device: str
-) -> dict[str, torch.Tensor]:
-    loads = [_load(pool, reader, tensor, allocate) for tensor in tensors]
-    reads = [read for _, reads in loads for read in reads]
-    try:
-        for read in reads:
-            read.result()
-    finally:
-        for read in reads:
-            read.cancel()
-    return {tensor.name: _whole(tensor, buffer).to(device) for tensor, (buffer, _) in zip(tensors, loads, strict=True)}
+def _design(pair: TensorPair, drawn: int, seed: int) -> BlockDesign:
+    elements = pair[0].elements
+    widest = max(item_size(tensor) or 1 for tensor in pair)
+    block = max(1, min(elements // LEAST_BLOCKS, max(BLOCK // widest, -(-elements // MOST_BLOCKS))))
+    between = max(0, -(-elements // block) - 2)
+    return BlockDesign(elements, block, min(drawn, between), seed)
 
 
-def _load(
-    pool: ThreadPoolExecutor, reader: TensorReader, tensor: TensorInfo, allocate: Allocate
-) -> tuple[PageBuffer, list[Future[memoryview]]]:
-    """Memory for a whole tensor, and the reads that fill it; those after the first begin with a page."""
-    buffer = PageBuffer(tensor.stop - tensor.start, allocate)
-    first = page_floor(tensor.start)
-    cuts = [tensor.start, *range(first + REQUEST, tensor.stop, REQUEST), tensor.stop]
-    reads = []
-    for start, stop in pairwise(cuts):
-        place = buffer.after((page_floor(start) - first) // PAGE)
-        reads.append(pool.submit(reader.read, tensor, start, stop, place))
-    return buffer, reads
-
-
-def _whole(tensor: TensorInfo, buffer: PageBuffer) -> torch.Tensor:
-    import torch
-
-    dtype: torch.dtype = getattr(torch, TORCH_DTYPES[tensor.dtype])
-    if tensor.start == tensor.stop:
-        return torch.empty(tensor.shape, dtype=dtype)
-    stored = torch.frombuffer(buffer.place(tensor.start, tensor.stop), dtype=torch.uint8)
-    # A tensor may begin anywhere in its file, but not anywhere in memory.
-    return (stored.clone() if stored.data_ptr() % dtype.itemsize else stored).view(dtype).reshape(tensor.shape)
+def _item_bytes(pair: TensorPair) -> int:
+    """Bytes of one position, of both sides."""
+    return sum(item_size(tensor) or 0 for tensor in pair)

@@ -1,4 +1,4 @@
-"""One pass over two checkpoints: sums of tensors of equal name and shape, hashes, and equal tensors under any name."""
+"""What one pass over two checkpoints says: cosines by layer and category, and equal tensors under any name."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from checks.checkpoint.checkpoint import Checkpoint, TensorEntry
+from checks.checkpoint.matching import predicts_further_tokens
 from checks.checkpoint.roles import CATEGORIES
 
 if TYPE_CHECKING:
+    from checks.checkpoint.ledger import LayerStore
+    from checks.checkpoint.neurons import NeuronGroup
     from checks.statistics.elementwise import ElementwiseSums
 
 # Categories whose elements are no weight matrix of a layer.
@@ -25,20 +28,31 @@ TELLING_ELEMENTS = 2500
 
 @dataclass(frozen=True)
 class TensorComparison:
-    """Two tensors of equal name and shape, and their sums."""
+    """Two tensors of equal role, or name, and shape. `sums`: None if they are equal, and were not read to know it."""
 
     entry: TensorEntry
-    sums: ElementwiseSums
+    sums: ElementwiseSums | None
+    reference_name: str | None = None
 
     @property
     def cosine(self) -> float | None:
         """Centred cosine, -1 to 1; None for a constant tensor or one without finite values."""
-        return self.sums.centred_cosine
+        return 1.0 if self.sums is None else self.sums.centred_cosine
+
+    @property
+    def raw_cosine(self) -> float | None:
+        """Cosine of the tensors as they are, -1 to 1; None for zeros or without finite values."""
+        return 1.0 if self.sums is None else self.sums.cosine
+
+    @property
+    def elements(self) -> int:
+        """Elements that are finite on both sides."""
+        return self.entry.elements if self.sums is None else self.sums.n
 
     @property
     def freedom(self) -> int:
         """Independent elements of the cosine: centring takes one."""
-        return max(0, self.sums.n - 1)
+        return max(0, self.elements - 1)
 
 
 @dataclass(frozen=True)
@@ -69,6 +83,7 @@ class Comparison:
     identical: tuple[tuple[str, str], ...]  # (candidate's, reference's) names of tensors of equal bytes
     ordinary: dict[str, str] = field(default_factory=dict)  # tensors that any model could have: name → reason
     nonfinite: dict[str, int] = field(default_factory=dict)  # tensor → elements that are not finite on either side
+    neurons: tuple[NeuronGroup, ...] | None = None  # the tests of the MLPs' neurons, if they were asked for
 
     @cached_property
     def is_layered(self) -> bool:
@@ -144,7 +159,8 @@ class Comparison:
             return {0: self._matrices} if self._matrices else {}
         layers: dict[int, list[TensorEntry]] = defaultdict(list)
         for entry in self._matrices:
-            if entry.role.layer is not None and entry.role.stack == self._stack:
+            is_counted_on = predicts_further_tokens(entry)
+            if entry.role.layer is not None and entry.role.stack == self._stack and not is_counted_on:
                 layers[entry.role.layer].append(entry)
         return dict(layers)
 
@@ -162,9 +178,9 @@ class Comparison:
         shared = all(len(one.entry.shape) < 2 or one.entry.role.category in _SHARED_DIRECTION for one in defined)
         widths = [min(one.freedom, one.entry.shape[-1] if one.entry.shape else 1) for one in defined]
         return CosineSummary(
-            cosine=_weighted([(one.cosine, one.sums.n) for one in defined]),
-            raw_cosine=_weighted([(one.sums.cosine, one.sums.n) for one in defined]),
-            elements=sum(one.sums.n for one in defined),
+            cosine=_weighted([(one.cosine, one.elements) for one in defined]),
+            raw_cosine=_weighted([(one.raw_cosine, one.elements) for one in defined]),
+            elements=sum(one.elements for one in defined),
             candidate_elements=sum(entry.weights for entry in wanted),
             null_elements=max(widths, default=0) if shared else sum(one.freedom for one in defined),
             tensors=len(defined),
@@ -181,68 +197,41 @@ class Comparison:
 def main_stack(entries: Iterable[TensorEntry]) -> str | None:
     """The name prefix of the layers that hold the most elements: the text decoder's beside a vision tower's.
 
-    None when no name numbers a layer.
+    Blocks that predict further tokens are no such layers. None when no name numbers a layer.
     """
     sizes: Counter[str] = Counter()
     for entry in entries:
-        if entry.role.layer is not None:
+        if entry.role.layer is not None and not predicts_further_tokens(entry):
             sizes[entry.role.stack] += entry.elements
     return sizes.most_common(1)[0][0] if sizes else None
 
 
-def compare(candidate: Checkpoint, reference: Checkpoint, device: str = "cpu") -> Comparison:
-    """Read both checkpoints once: hash every tensor, and sum over the pairs of equal name and shape.
+def compare(
+    candidate: Checkpoint,
+    reference: Checkpoint,
+    device: str = "cpu",
+    *,
+    with_neurons: bool = False,
+    store: LayerStore | None = None,
+) -> Comparison:
+    """Read both checkpoints once: hash every tensor, and sum over the pairs of equal role, or name, and shape.
 
     A tensor that any model could have on both sides (a rotary table, a mask, all zeros) is no weight: it is listed as
-    ordinary and not compared.
+    ordinary and not compared. `with_neurons`: test the neurons of the MLPs as well, from the same reading. `store`:
+    layers that it has are not read again. Raises CheckpointUnavailable.
     """
-    from checks.statistics.elementwise import elementwise_sums
-    from checks.statistics.ordinary import ordinary_reason
+    from checks.checkpoint.measurement import measure
 
-    compared = []
-    nonfinite, ordinary = {}, {}
-    for name, entry in candidate.tensors.items():
-        tensor = candidate.read(name)
-        candidate.sha256(name, tensor)
-        other = reference.tensors.get(name)
-        if other is None or other.shape != entry.shape:
-            continue
-        other_tensor = reference.read(name)
-        reference.sha256(name, other_tensor)
-        if not entry.is_float or not other.is_float:
-            continue
-        reason = ordinary_reason(tensor)
-        if reason is not None and ordinary_reason(other_tensor) is not None:
-            ordinary[name] = reason
-            continue
-        sums = elementwise_sums(tensor.to(device), other_tensor.to(device))
-        compared.append(TensorComparison(entry, sums))
-        if sums.nonfinite:
-            nonfinite[name] = sums.nonfinite
-    identical = []
-    for name, other_name in _equal_tensors(candidate, reference):
-        if name not in ordinary:
-            # 64-bit integers index things (positions, relative windows); packed weights have fewer bits.
-            index_buffer = "integer indices" if candidate.tensors[name].dtype in ("I64", "U64") else None
-            reason = index_buffer or ordinary_reason(candidate.read(name))
-            if reason is None:
-                identical.append((name, other_name))
-            else:
-                ordinary[name] = reason
-    return Comparison(candidate, tuple(compared), tuple(identical), ordinary, nonfinite)
-
-
-def _equal_tensors(candidate: Checkpoint, reference: Checkpoint) -> list[tuple[str, str]]:
-    """Tensors of equal bytes and dtype, names and shapes ignored; one reference name for each of the candidate's."""
-    by_hash: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for name, entry in reference.tensors.items():
-        by_hash[entry.dtype, reference.sha256(name)].append(name)
-    pairs = []
-    for name, entry in candidate.tensors.items():
-        names = by_hash.get((entry.dtype, candidate.sha256(name)))
-        if names:
-            pairs.append((name, name if name in names else names[0]))
-    return pairs
+    measured = measure(candidate, reference, device, with_neurons, store)
+    compared = tuple(
+        TensorComparison(candidate.tensors[name], one.sums, other)
+        for (name, other), one in measured.tensors.items()
+        if one.ordinary is None
+    )
+    nonfinite = {one.entry.name: one.sums.nonfinite for one in compared if one.sums and one.sums.nonfinite}
+    return Comparison(
+        candidate, compared, measured.identical, dict(measured.ordinary), nonfinite, neurons=measured.neurons
+    )
 
 
 def _strongest(tensors: Iterable[tuple[str, float] | None]) -> tuple[str, float] | None:

@@ -98,19 +98,20 @@ class LocalSource:
         self.directory = directory
         self._lock = threading.Lock()
         self._descriptors: dict[str, int] = {}
-        self._close = weakref.finalize(self, _close_all, self._descriptors)
+        self._close = weakref.finalize(self, close_all, self._descriptors)
 
     def read_into(self, shard: str, start: int, buffer: memoryview) -> None:
         """Fill `buffer` with the bytes of `shard` from `start`. Raises CheckpointUnavailable when that fails."""
         if start < 0:  # preadv would read from wherever the file stands
             raise CheckpointUnavailable(f"{self.directory / shard}: is asked for byte {start}; read its index again")
-        _fill(self._descriptor(shard), start, buffer, self.directory / shard)
+        _fill(self.descriptor(shard), start, buffer, self.directory / shard)
 
     def close(self) -> None:
         """Close all files. A later read raises CheckpointUnavailable."""
         self._close()
 
-    def _descriptor(self, shard: str) -> int:
+    def descriptor(self, shard: str) -> int:
+        """The open file of a shard. Raises CheckpointUnavailable when it cannot be opened."""
         with self._lock:
             if not self._close.alive:
                 raise CheckpointUnavailable(f"{self.directory / shard}: is read after its source was closed")
@@ -119,7 +120,8 @@ class LocalSource:
             return self._descriptors[shard]
 
 
-def _close_all(descriptors: dict[str, int]) -> None:
+def close_all(descriptors: dict[str, int]) -> None:
+    """Close files, and forget them."""
     while descriptors:
         os.close(descriptors.popitem()[1])
 

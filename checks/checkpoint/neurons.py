@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from checks.checkpoint.checkpoint import Checkpoint, TensorEntry
+from checks.checkpoint.checkpoint import Checkpoint
 from checks.checkpoint.errors import CheckpointUnavailable
+from checks.checkpoint.matching import Matrices, MlpPair, mlp_pairs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from checks.statistics.units import UnitTest, UnitTests
-
-# The matrices of one MLP, by kind (gate, up, down).
-Matrices = dict[str, TensorEntry]
 
 
 @dataclass(frozen=True)
@@ -37,19 +34,56 @@ class NeuronGroup:
 
 
 def neuron_groups(candidate: Checkpoint, reference: Checkpoint, device: str = "cpu") -> list[NeuronGroup]:
-    """The unit permutation test (T1a) of each MLP that both sides have with equal shapes.
+    """The unit permutation test (T1a) of each MLP that both sides have with equal shapes, see `mlp_pairs`.
 
-    MLPs are paired by module name; one whose name the reference lacks by layer, category and expert, if that is
-    unambiguous. Raises CheckpointUnavailable for an MLP whose own matrices do not fit each other.
+    Reads the MLPs, one at a time. Raises CheckpointUnavailable for an MLP whose own matrices do not fit each other.
     """
-    ours, theirs = _mlps(candidate), _mlps(reference)
-    groups = []
-    for module, others in _paired(ours, theirs).items():
-        matrices = ours[module]
-        if matrices.keys() != others.keys() or any(matrices[kind].shape != others[kind].shape for kind in matrices):
-            continue
-        groups.append(_test(module, candidate, matrices, reference, others, device))
-    return groups
+    mlps = mlp_pairs(candidate, reference)
+    require_fit(candidate, mlps)
+    return [neuron_group(*one) for one in read_matrices(candidate, reference, mlps, device)]
+
+
+def require_fit(candidate: Checkpoint, mlps: Iterable[MlpPair]) -> None:
+    """Raise CheckpointUnavailable for an MLP whose matrices disagree about its hidden units."""
+    for mlp in mlps:
+        if not mlp.fits:
+            raise CheckpointUnavailable(
+                f"{candidate.where}: the matrices of {mlp.module!r} disagree about their hidden units "
+                f"({', '.join(f'{kind} {list(entry.shape)}' for kind, entry in sorted(mlp.ours.items()))}); "
+                "the checkpoint does not fit its own names"
+            )
+
+
+def read_matrices(
+    candidate: Checkpoint, reference: Checkpoint, mlps: Iterable[MlpPair], device: str
+) -> Iterator[tuple[MlpPair, Mapping[str, Tensor], Mapping[str, Tensor]]]:
+    """The matrices of MLPs by kind, on the device, one MLP after the other. Raises CheckpointUnavailable."""
+    from checks.checkpoint.whole_tensors import layer_blocks
+
+    def read(checkpoint: Checkpoint, matrices: Matrices) -> Mapping[str, Tensor]:
+        names = [entry.stored_name for entry in matrices.values()]
+        (block,) = layer_blocks(checkpoint.index, checkpoint.source, [names], device)
+        return {kind: block[entry.stored_name] for kind, entry in matrices.items()}
+
+    for mlp in mlps:
+        yield mlp, read(candidate, mlp.ours), read(reference, mlp.theirs)
+
+
+def neuron_group(mlp: MlpPair, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> NeuronGroup:
+    """The tests of one MLP, whose matrices are given by kind (gate, up, down)."""
+    from checks.statistics.units import UnitTest, unit_permutation_test
+
+    # Down comes before gate, so that the gate's views are read with the others and tested again without them.
+    kinds = sorted(ours)
+    views_a, views_b = ([_units_first(side[kind], kind) for kind in kinds] for side in (ours, theirs))
+    if all(bool(view.isfinite().all()) for view in (*views_a, *views_b)):
+        test = unit_permutation_test(views_a, views_b)
+        at = kinds.index("gate") if "gate" in kinds else None
+        gate = None if at is None else unit_permutation_test([views_a[at]], [views_b[at]])
+    else:
+        units = ours["up"].shape[0]
+        test, gate = UnitTest(None, None, None, units, "its matrices hold non-finite values"), None
+    return _group(mlp, test, gate)
 
 
 def unit_tests(candidate: Checkpoint, groups: Sequence[NeuronGroup]) -> UnitTests | None:
@@ -71,66 +105,34 @@ def unit_tests(candidate: Checkpoint, groups: Sequence[NeuronGroup]) -> UnitTest
     return UnitTests(defined, tuple(single), tested / total if total else 0.0)
 
 
-def _test(
-    module: str, candidate: Checkpoint, ours: Matrices, reference: Checkpoint, theirs: Matrices, device: str
-) -> NeuronGroup:
-    from checks.statistics.units import UnitTest, unit_permutation_test
+def tests_as_json(group: NeuronGroup) -> dict[str, Any]:
+    """The tests of an MLP for a file: floats in hexadecimal, of which no bit is lost."""
 
-    units = ours["up"].shape[0]
-    if ours["down"].shape[1] != units or ("gate" in ours and ours["gate"].shape[0] != units):
-        raise CheckpointUnavailable(
-            f"{candidate.directory}: the matrices of {module!r} disagree about their hidden units "
-            f"({', '.join(f'{kind} {list(entry.shape)}' for kind, entry in sorted(ours.items()))}); "
-            "the checkpoint does not fit its own names"
-        )
-    # Down comes before gate, so that the gate's views are read with the others and tested again without them.
-    kinds = sorted(ours)
-    views_a = [_units_first(candidate, ours[kind], kind, device) for kind in kinds]
-    views_b = [_units_first(reference, theirs[kind], kind, device) for kind in kinds]
-    role = ours["up"].role
-    if all(bool(view.isfinite().all()) for view in (*views_a, *views_b)):
-        test = unit_permutation_test(views_a, views_b)
-        at = kinds.index("gate") if "gate" in kinds else None
-        gate = None if at is None else unit_permutation_test([views_a[at]], [views_b[at]])
-    else:
-        test, gate = UnitTest(None, None, None, units, "its matrices hold non-finite values"), None
-    elements = sum(entry.elements for entry in ours.values())
-    return NeuronGroup(module, role.layer or 0, role.category, role.expert, elements, test, gate)
+    def stored(test: UnitTest | None) -> dict[str, Any] | None:
+        if test is None:
+            return None
+        return {name: value.hex() if isinstance(value, float) else value for name, value in vars(test).items()}
+
+    return {"test": stored(group.test), "gate": stored(group.gate)}
 
 
-def _mlps(checkpoint: Checkpoint) -> dict[str, Matrices]:
-    """Every MLP with up and down matrices, by the name of its module."""
-    modules: dict[str, Matrices] = defaultdict(dict)
-    for entry in checkpoint.tensors.values():
-        if entry.role.kind is not None and entry.role.layer is not None and len(entry.shape) == 2 and entry.is_float:
-            modules[_module(entry.name)][entry.role.kind] = entry
-    return {module: matrices for module, matrices in modules.items() if {"up", "down"} <= matrices.keys()}
+def group_from_json(mlp: MlpPair, stored: Mapping[str, Any]) -> NeuronGroup:
+    """The tests that `tests_as_json` wrote of this MLP. Raises ValueError, KeyError or TypeError for anything else."""
+    from checks.statistics.units import UnitTest
+
+    def read(one: Mapping[str, Any]) -> UnitTest:
+        numbers = (one[name] for name in ("z", "effect", "scale"))
+        z, effect, scale = (None if number is None else float.fromhex(number) for number in numbers)
+        return UnitTest(z, effect, scale, int(one["units"]), one["reason"])
+
+    return _group(mlp, read(stored["test"]), None if stored["gate"] is None else read(stored["gate"]))
 
 
-def _module(name: str) -> str:
-    """`model.layers.0.mlp` of `model.layers.0.mlp.up_proj.weight`."""
-    return name.removesuffix(".weight").rpartition(".")[0]
+def _group(mlp: MlpPair, test: UnitTest, gate: UnitTest | None) -> NeuronGroup:
+    role = mlp.ours["up"].role
+    return NeuronGroup(mlp.module, role.layer or 0, role.category, role.expert, mlp.elements, test, gate)
 
 
-def _paired(ours: dict[str, Matrices], theirs: dict[str, Matrices]) -> dict[str, Matrices]:
-    """The reference's MLP for each of the candidate's: by module name, else by an unambiguous layer and expert."""
-    by_place: dict[tuple[int | None, str, int | None], list[Matrices]] = defaultdict(list)
-    for module, matrices in theirs.items():
-        if module not in ours:
-            role = matrices["up"].role
-            by_place[role.layer, role.category, role.expert].append(matrices)
-    paired = {}
-    for module, matrices in ours.items():
-        role = matrices["up"].role
-        places = by_place.get((role.layer, role.category, role.expert), [])
-        if module in theirs:
-            paired[module] = theirs[module]
-        elif len(places) == 1:
-            paired[module] = places[0]
-    return paired
-
-
-def _units_first(checkpoint: Checkpoint, entry: TensorEntry, kind: str, device: str) -> Tensor:
+def _units_first(matrix: Tensor, kind: str) -> Tensor:
     """An MLP matrix with its hidden units as rows."""
-    matrix = checkpoint.read(entry.name).to(device)
     return matrix.T if kind == "down" else matrix

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from checks.checkpoint.errors import CheckpointUnavailable
 from checks.checkpoint.index import ByteSource, CheckpointIndex, TensorInfo, shown
-from checks.checkpoint.local import LocalSource
+from checks.checkpoint.local import LocalSource, close_all
 
 # Direct reads move whole pages: file offset, length and address are multiples of this many bytes.
 PAGE = 4096
@@ -94,7 +94,10 @@ class TensorReader:
         self._pages = source if isinstance(source, PageSource) else None
 
     def read(self, tensor: TensorInfo, start: int, stop: int, buffer: PageBuffer) -> memoryview:
-        """Bytes [start, stop) of the tensor's shard. Raises CheckpointUnavailable, which names shard and tensor."""
+        """Bytes [start, stop) of the tensor's shard.
+
+        Raises CheckpointUnavailable, of the kind that the source raised, which names shard and tensor.
+        """
         view = buffer.place(start, stop)
         if start == stop:
             return view
@@ -104,7 +107,8 @@ class TensorReader:
             else:
                 self._pages.read_pages(tensor.shard, start, stop, buffer)
         except (CheckpointUnavailable, OSError, EOFError) as error:
-            raise CheckpointUnavailable(
+            kind = type(error) if isinstance(error, CheckpointUnavailable) else CheckpointUnavailable
+            raise kind(
                 f"{self._origin}: {tensor.shard}, tensor {shown(tensor.name)}, bytes {start} to {stop}: {error}"
             ) from error
         return view
@@ -130,7 +134,7 @@ class DirectSource(LocalSource):
         self._cached: dict[str, bool] = {}
         self._refused: set[str] = set()
         self._direct_descriptors: dict[str, int] = {}
-        self._close_direct = weakref.finalize(self, _close_all, self._direct_descriptors)
+        self._close_direct = weakref.finalize(self, close_all, self._direct_descriptors)
 
     def read_pages(self, shard: str, start: int, stop: int, buffer: PageBuffer) -> None:
         """Put the bytes [start, stop) of `shard` into their place. Raises CheckpointUnavailable when that fails."""
@@ -151,7 +155,7 @@ class DirectSource(LocalSource):
         """Is the shard in the page cache, as far as 64 of its pages tell? Looked up once for each shard."""
         with self._choices:
             if shard not in self._cached:
-                self._cached[shard] = cached_share(self._descriptor(shard)) >= CACHED_SHARE
+                self._cached[shard] = cached_share(self.descriptor(shard)) >= CACHED_SHARE
             return self._cached[shard]
 
     def close(self) -> None:
@@ -163,7 +167,7 @@ class DirectSource(LocalSource):
         """The file opened for direct reads; None if ordinary reads are better, or all there is."""
         if shard in self._refused or self._wanted is False or (self._wanted is None and self.is_cached(shard)):
             return None
-        descriptor = self._descriptor(shard)
+        descriptor = self.descriptor(shard)
         with self._choices:
             if shard not in self._direct_descriptors:
                 try:
@@ -205,8 +209,3 @@ def _read_directly(descriptor: int, start: int, pages: memoryview) -> int:
         if count == 0 or count % PAGE:
             break
     return done
-
-
-def _close_all(descriptors: dict[str, int]) -> None:
-    while descriptors:
-        os.close(descriptors.popitem()[1])

@@ -2,82 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TypeAlias
 
-from checks.checkpoint.index import TensorInfo
-from checks.checkpoint.reader import Allocate, PageBuffer, TensorReader
-from checks.statistics.elementwise import ElementwiseSums
-from checks.statistics.kernel_cpu import BLOCK, ITEM_SIZES
+from checks.checkpoint.job import Job, JobQueue, Part, Settings
+from checks.checkpoint.reader import PageBuffer, TensorReader
+
+# Bytes [start, stop) of a part's shard.
+Range: TypeAlias = tuple[Job, Part, int, int]
 
 
 class Stopped(Exception):
     """The pass was given up; the thread that gets this ends."""
-
-
-class Sums(Protocol):
-    """Compares two tensors that come in pieces."""
-
-    def add(self, a: memoryview, b: memoryview) -> None:
-        """The next bytes of both. Their memory may be used for something else once this returns."""
-
-    def result(self) -> ElementwiseSums:
-        """The sums of all that was added."""
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How a pass is made. `piece`: bytes; `buffers`: of each ring; `tracks`: jobs that are worked on at a time."""
-
-    readers: tuple[TensorReader, TensorReader]
-    make_sums: Callable[[str, str], Sums]
-    allocate: Allocate
-    is_hashed: bool
-    reads_ahead: bool
-    tracks: int
-    piece: int
-    buffers: int
-
-
-@dataclass(slots=True, eq=False)
-class Part:
-    """One tensor to read. `side`: 0 the candidate's, 1 the reference's."""
-
-    side: int
-    tensor: TensorInfo
-    hash: Any = None
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """A pair of tensors; or two tensors without counterpart, read side by side; or the one that is left over."""
-
-    number: int
-    parts: tuple[Part, ...]
-    is_pair: bool
-    sums: Sums | None = None
-    unfinished: int = 0  # parts
-
-    def begin(self, settings: Settings) -> None:
-        """Make what the results are collected in."""
-        self.unfinished = len(self.parts)
-        if settings.is_hashed:
-            for part in self.parts:
-                part.hash = hashlib.sha256()
-        if self.is_pair:
-            self.sums = settings.make_sums(self.parts[0].tensor.dtype, self.parts[1].tensor.dtype)
-
-    def steps(self, piece: int) -> list[int]:
-        """Bytes of the pieces of each part, `piece` at most: the same number of elements if they are compared."""
-        if not self.is_pair:
-            return [piece] * len(self.parts)
-        sizes = [ITEM_SIZES[part.tensor.dtype] for part in self.parts]
-        elements = piece // max(sizes) // BLOCK * BLOCK
-        return [elements * size for size in sizes]
 
 
 @dataclass(slots=True, eq=False)
@@ -108,13 +47,14 @@ class Ring:
 
     With reading ahead (by threads that run `read_ahead`) a piece is read before it is asked for, as many at a time as
     there are such threads. Without, whoever takes a piece reads it: then it is in that core's cache.
-    `lock` guards the ring: take, give_back and stop are called with it held. `changed`, a condition of that lock, is
-    notified when there may be a piece to take, or never one again.
+    `ranges`: what to read; None where nothing is to be read until `wake` is called. `lock` guards the ring: take,
+    give_back, wake and stop are called with it held. `changed`, a condition of that lock, is notified when there may be
+    a piece to take, or never one again.
     """
 
     def __init__(
         self,
-        ranges: Iterator[tuple[Job, Part, int, int]],
+        ranges: Iterator[Range | None],
         settings: Settings,
         lock: threading.Lock,
         changed: threading.Condition,
@@ -151,11 +91,15 @@ class Ring:
         else:
             self._changed.notify_all()
 
+    def wake(self) -> None:
+        """There may be something to read again."""
+        self._space.notify_all()
+        self._changed.notify_all()
+
     def stop(self) -> None:
         """Hand out nothing more; the threads that read ahead end."""
         self._is_stopped = True
-        self._space.notify_all()
-        self._changed.notify_all()
+        self.wake()
 
     def read_ahead(self) -> None:
         """Read piece after piece, as buffers become free, until there are no more. Raises CheckpointUnavailable."""
@@ -174,14 +118,13 @@ class Ring:
         """A buffer for the next piece, if there are both."""
         if self._is_stopped or self._is_exhausted or not self._free:
             return None
-        following = next(self._ranges, None)
-        if following is None:
+        try:
+            following = next(self._ranges)
+        except StopIteration:
             self._is_exhausted = True
-            self._space.notify_all()
-            self._changed.notify_all()
+            self.wake()
             return None
-        job, part, start, stop = following
-        return Piece(job, part, start, stop, self._free.pop())
+        return Piece(*following, self._free.pop()) if following else None
 
 
 class Track:
@@ -192,7 +135,7 @@ class Track:
     `report` is called, from these threads, with each finished job, and with what went wrong.
     """
 
-    def __init__(self, jobs: deque[Job], report: Callable[[Job | BaseException], None], settings: Settings) -> None:
+    def __init__(self, jobs: JobQueue, report: Callable[[Job | BaseException], None], settings: Settings) -> None:
         self._queue = jobs
         self._report = report
         self._settings = settings
@@ -216,6 +159,12 @@ class Track:
         for thread in self._threads:
             thread.start()
 
+    def wake(self) -> None:
+        """There may be room for another job."""
+        with self._changed:
+            for ring in self._rings:
+                ring.wake()
+
     def stop(self) -> None:
         """Let the threads end, once the reads that are under way return."""
         with self._changed:
@@ -237,23 +186,23 @@ class Track:
         except BaseException as error:  # noqa: BLE001 - whatever it is, the thread that started the pass raises it
             self._report(error)
 
-    def _ranges(self, lane: int) -> Iterator[tuple[Job, Part, int, int]]:
-        """The pieces of one lane, job after job. Runs with `changed` held."""
-        while (job := self._following_job(lane)) is not None:
-            if lane >= len(job.parts):
-                continue
-            part, step = job.parts[lane], job.steps(self._settings.piece)[lane]
-            tensor = part.tensor
-            # An empty tensor is one empty piece.
-            for start in range(tensor.start, max(tensor.stop, tensor.start + 1), step):
-                yield job, part, start, min(start + step, tensor.stop)
+    def _ranges(self, lane: int) -> Iterator[Range | None]:
+        """The pieces of one lane, job after job; None while there is no room for a job. Runs with `changed` held."""
+        while (job := self._following_job(lane)) is not None or not self._queue.is_empty:
+            if job is None:
+                yield None
+            elif lane < len(job.parts):
+                part, step = job.parts[lane], job.steps(self._settings.piece)[lane]
+                tensor = part.tensor
+                # An empty tensor is one empty piece.
+                for start in range(tensor.start, max(tensor.stop, tensor.start + 1), step):
+                    yield job, part, start, min(start + step, tensor.stop)
 
     def _following_job(self, lane: int) -> Job | None:
         """The lane's next job: the one that the other lane has begun already, or a new one from the queue."""
         if not self._jobs[lane]:
-            try:
-                job = self._queue.popleft()
-            except IndexError:
+            job = self._queue.take()
+            if job is None:
                 return None
             job.begin(self._settings)
             for jobs in self._jobs:
@@ -286,9 +235,7 @@ class Track:
         raise Stopped
 
     def _hash(self, lane: int, piece: Piece) -> None:
-        data = piece.read(self._settings.readers)
-        if piece.part.hash is not None:
-            piece.part.hash.update(data)
+        piece.part.take(piece.start, piece.read(self._settings.readers))
         with self._changed:
             if not piece.job.is_pair:
                 self._rings[lane].give_back(piece)

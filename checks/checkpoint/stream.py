@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from checks.checkpoint.index import ByteSource, CheckpointIndex, TensorInfo, equal_shards, shown
-from checks.checkpoint.reader import PAGE, Allocate, PageBuffer, TensorReader, ordinary_memory, page_floor
-from checks.checkpoint.ring import Job, Part, Settings, Sums, Track
+from checks.checkpoint.job import Job, JobQueue, Part, Settings, Sums
+from checks.checkpoint.reader import Allocate, PageBuffer, TensorReader, ordinary_memory
+from checks.checkpoint.ring import Track
+from checks.checkpoint.whole_tensors import TORCH_DTYPES
 from checks.statistics.elementwise import ElementwiseSums
 from checks.statistics.kernel_cpu import BLOCK, ITEM_SIZES, PieceSums
 
@@ -34,28 +34,11 @@ SMALLEST_PIECE = BLOCK * max(ITEM_SIZES.values())
 FEWEST_BUFFERS = 2
 ENOUGH_BUFFERS = 4
 WAITING_BUFFERS = 8
+# Bytes of whole tensors, and of beginnings of tensors, by which a pass is ahead of its caller at most.
+KEPT_MEMORY = 128 << 20
+GPU_KEPT_MEMORY = 512 << 20
 # Fewer tracks are better than less memory for each.
 TRACK_MEMORY = 8 << 20
-
-# Names of torch's dtypes by those of safetensors, for whole tensors.
-TORCH_DTYPES = {
-    "BOOL": "bool",
-    "U8": "uint8",
-    "I8": "int8",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-    "F8_E8M0": "float8_e8m0fnu",
-    "U16": "uint16",
-    "I16": "int16",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "U32": "uint32",
-    "I32": "int32",
-    "F32": "float32",
-    "U64": "uint64",
-    "I64": "int64",
-    "F64": "float64",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +46,10 @@ class TensorResult:
     """What the pass found out about a pair of tensors, or about one tensor without counterpart.
 
     `candidate`, `reference`: names; None for the side without counterpart. `sums`: None without counterpart.
-    `candidate_sha256`, `reference_sha256`: of the stored bytes, in hex; None if the pass does not hash.
+    `candidate_sha256`, `reference_sha256`: of the stored bytes, in hex; None if the pass does not hash it.
     `is_identical`: nothing was read, since both stand in shards of equal published SHA-256; sums and hashes are None.
+    `heads`: the first elements of both, flat, on the CPU, as many as were asked for. `whole`: both tensors on the
+    device, if they were asked for.
     """
 
     candidate: str | None
@@ -73,6 +58,8 @@ class TensorResult:
     candidate_sha256: str | None = None
     reference_sha256: str | None = None
     is_identical: bool = False
+    heads: tuple[torch.Tensor, torch.Tensor] | None = field(default=None, compare=False, repr=False)
+    whole: tuple[torch.Tensor, torch.Tensor] | None = field(default=None, compare=False, repr=False)
 
 
 def stream_pair(
@@ -82,18 +69,27 @@ def stream_pair(
     pairs: Sequence[tuple[str, str]],
     *,
     hashing: bool = True,
+    hashed: tuple[Set[str], Set[str]] = (frozenset(), frozenset()),
+    head: Callable[[TensorInfo], int] | None = None,
+    keep: Set[str] = frozenset(),
     skip_identical: bool = True,
     device: str = "cpu",
     threads: int | None = None,
     memory: int | None = None,
     piece: int | None = None,
+    room: int | None = None,
 ) -> Iterator[TensorResult]:
     """Read two checkpoints once, side by side; yield a result for each pair, and for each tensor without counterpart.
 
     `pairs`: names in the candidate and in the reference of the tensors to compare, each in one pair at most. Tensors in
     no pair are hashed too; without `hashing` they are not read. Results come in the order of the candidate's tensors in
     its shards, with the reference's leftover tensors among them: the same in every run.
-    `skip_identical`: do not read pairs of one name in shards of equal published SHA-256; their results come first.
+    `hashed`: names of each side whose hash is known: they are read only if they are compared.
+    `head`: how many of the first elements of the tensors of a pair the result is to hold. `keep`: the candidate's names
+    of the pairs whose tensors it is to hold, whole, on the device. The pass is ahead of its caller by at most `room`
+    bytes of these (default: 128 MiB, for a GPU 512 MiB), or by one pair; whoever holds results holds their tensors.
+    `skip_identical`: do not read pairs of one name in shards of equal published SHA-256, even if they are to be kept;
+    their results come first.
     `device`: where pairs are compared, "cpu" or a GPU. `threads`: how many hash and compare, two at least (default: one
     for each core that this process may use); others only wait for reads. `memory`: bytes of all buffers together, at
     most (default: 64 MiB, for a GPU 512 MiB). `piece`: bytes of one piece, at most (default: 1 MiB if both checkpoints
@@ -101,13 +97,22 @@ def stream_pair(
 
     Threads run from the first result on; close the iterator, or drop it, to give the pass up.
     Raises ValueError for names that are not there, tensors in two pairs, pairs of different sizes or of dtypes that are
-    not compared, and too little memory. The iterator raises CheckpointUnavailable, which names shard and tensor, when a
-    read fails.
+    not compared, names in `keep` that are in no pair, and too little memory. The iterator raises CheckpointUnavailable,
+    which names shard and tensor, when a read fails.
     """
     partner = _checked(candidate, reference, pairs)
     identical = equal_shards(candidate, reference) if skip_identical else frozenset()
     skipped = frozenset(name for name in identical if partner.get(name) == name)
-    jobs = _plan(candidate, reference, partner, skipped, hashing)
+    if stray := keep - partner.keys():
+        raise ValueError(f"{shown(min(stray))} is to be kept and in no pair")
+    jobs = _plan(candidate, reference, partner, skipped, hashed if hashing else None)
+    for job in jobs:
+        if job.is_pair:
+            job.is_whole = job.parts[0].tensor.name in keep
+            for part in job.parts:
+                part.head = min(head(part.tensor), part.tensor.elements) if head else 0
+                kept = part.tensor.elements if job.is_whole else part.head
+                part.keeps = kept * ITEM_SIZES[part.tensor.dtype]
     readers = (TensorReader(candidate, sources[0]), TensorReader(reference, sources[1]))
     reads_ahead = not all(
         reader.is_cached({part.tensor.shard for job in jobs for part in job.parts if part.side == side})
@@ -121,75 +126,10 @@ def stream_pair(
         memory // (2 * tracks), piece or wanted, WAITING_BUFFERS if reads_ahead else ENOUGH_BUFFERS
     )
     make_sums, allocate = _comparer(device)
-    settings = Settings(readers, make_sums, allocate, hashing, reads_ahead, tracks, size, buffers)
-    return _run(jobs, [TensorResult(name, name, is_identical=True) for name in sorted(skipped)], settings)
-
-
-def layer_blocks(
-    index: CheckpointIndex,
-    source: ByteSource,
-    blocks: Iterable[Sequence[str]],
-    device: str = "cpu",
-    *,
-    requests: int = WAITING_BUFFERS,
-) -> Iterator[dict[str, torch.Tensor]]:
-    """Whole tensors on `device`, by name, one block (such as the matrices of a layer) after the other.
-
-    `blocks`: the names of each. Memory holds one block, and what the caller keeps. `requests` reads are in flight, in
-    the order of the names. Raises ValueError for a name that is not there or comes twice (each tensor is read once) and
-    for dtypes that torch does not have; CheckpointUnavailable, which names shard and tensor, when a read fails.
-    """
-    reader = TensorReader(index, source)
-    allocate = ordinary_memory if device == "cpu" else _comparer(device)[1]
-    seen: set[str] = set()
-    with ThreadPoolExecutor(requests) as pool:
-        for names in blocks:
-            for name in names:
-                if name not in index.tensors or name in seen:
-                    raise ValueError(f"{shown(name)}: {'comes twice' if name in seen else 'no such tensor'}")
-                if index.tensors[name].dtype not in TORCH_DTYPES:
-                    raise ValueError(f"{shown(name)}: torch has no dtype {index.tensors[name].dtype}; unpack it first")
-                seen.add(name)
-            yield _read_block(pool, reader, [index.tensors[name] for name in names], allocate, device)
-
-
-def _read_block(
-    pool: ThreadPoolExecutor, reader: TensorReader, tensors: Sequence[TensorInfo], allocate: Allocate, device: str
-) -> dict[str, torch.Tensor]:
-    loads = [_load(pool, reader, tensor, allocate) for tensor in tensors]
-    reads = [read for _, reads in loads for read in reads]
-    try:
-        for read in reads:
-            read.result()
-    finally:
-        for read in reads:
-            read.cancel()
-    return {tensor.name: _whole(tensor, buffer).to(device) for tensor, (buffer, _) in zip(tensors, loads, strict=True)}
-
-
-def _load(
-    pool: ThreadPoolExecutor, reader: TensorReader, tensor: TensorInfo, allocate: Allocate
-) -> tuple[PageBuffer, list[Future[memoryview]]]:
-    """Memory for a whole tensor, and the reads that fill it; those after the first begin with a page."""
-    buffer = PageBuffer(tensor.stop - tensor.start, allocate)
-    first = page_floor(tensor.start)
-    cuts = [tensor.start, *range(first + WAITING_PIECE, tensor.stop, WAITING_PIECE), tensor.stop]
-    reads = []
-    for start, stop in pairwise(cuts):
-        place = buffer.after((page_floor(start) - first) // PAGE)
-        reads.append(pool.submit(reader.read, tensor, start, stop, place))
-    return buffer, reads
-
-
-def _whole(tensor: TensorInfo, buffer: PageBuffer) -> torch.Tensor:
-    import torch
-
-    dtype: torch.dtype = getattr(torch, TORCH_DTYPES[tensor.dtype])
-    if tensor.start == tensor.stop:
-        return torch.empty(tensor.shape, dtype=dtype)
-    stored = torch.frombuffer(buffer.place(tensor.start, tensor.stop), dtype=torch.uint8)
-    # A tensor may begin anywhere in its file, but not anywhere in memory.
-    return (stored.clone() if stored.data_ptr() % dtype.itemsize else stored).view(dtype).reshape(tensor.shape)
+    kept_memory = room if room is not None else GPU_KEPT_MEMORY if is_gpu else KEPT_MEMORY
+    settings = Settings(readers, make_sums, allocate, device, reads_ahead, tracks, size, buffers, kept_memory)
+    known = [TensorResult(name, name, is_identical=True) for name in sorted(skipped)]
+    return _run(jobs, known, settings)
 
 
 def _checked(
@@ -221,32 +161,39 @@ def _plan(
     reference: CheckpointIndex,
     partner: Mapping[str, str],
     skipped: Set[str],
-    hashing: bool,
+    hashed: tuple[Set[str], Set[str]] | None,
 ) -> list[Job]:
-    """Jobs in the order of the candidate's bytes; tensors without counterpart two by two, so that no thread idles."""
+    """Jobs in the order of the candidate's bytes; tensors without counterpart two by two, so that no thread idles.
+
+    `hashed`: whose hash is known on either side; None to hash nothing.
+    """
     jobs: list[Job] = []
     lone: list[Part] = []
     taken = set(partner.values())
-    leftover = deque(Part(1, tensor) for tensor in _in_order(reference) if tensor.name not in taken)
+
+    def part(side: int, tensor: TensorInfo) -> Part:
+        return Part(side, tensor, is_hashed=hashed is not None and tensor.name not in hashed[side])
 
     def add(parts: Sequence[Part], is_pair: bool = False) -> None:
         jobs.append(Job(len(jobs), tuple(parts), is_pair))
 
+    leftover = deque(part(1, tensor) for tensor in _in_order(reference) if tensor.name not in taken)
+    leftover = deque(one for one in leftover if one.is_hashed)
     for tensor in _in_order(candidate):
+        ours = part(0, tensor)
         if tensor.name in partner:
             if tensor.name not in skipped:
-                add([Part(0, tensor), Part(1, reference.tensors[partner[tensor.name]])], is_pair=True)
-        elif hashing:
-            lone.append(Part(0, tensor))
+                add([ours, part(1, reference.tensors[partner[tensor.name]])], is_pair=True)
+        elif ours.is_hashed:
+            lone.append(ours)
             if leftover:
                 lone.append(leftover.popleft())
             if len(lone) >= 2:
                 add(lone[:2])
                 lone = lone[2:]
-    if hashing:
-        lone.extend(leftover)
-        for first in range(0, len(lone), 2):
-            add(lone[first : first + 2])
+    lone.extend(leftover)
+    for first in range(0, len(lone), 2):
+        add(lone[first : first + 2])
     return jobs
 
 
@@ -288,9 +235,9 @@ def _comparer(device: str) -> tuple[Callable[[str, str], Sums], Allocate]:
 def _run(jobs: list[Job], known: list[TensorResult], settings: Settings) -> Iterator[TensorResult]:
     """Start the threads, hand on results in the order of the jobs, and end the threads whatever happens."""
     yield from known
-    todo = deque(jobs)
+    queue = JobQueue(jobs, settings.room)
     results: SimpleQueue[Job | BaseException] = SimpleQueue()
-    tracks = [Track(todo, results.put, settings) for _ in range(min(settings.tracks, len(jobs)))]
+    tracks = [Track(queue, results.put, settings) for _ in range(min(settings.tracks, len(jobs)))]
     try:
         for track in tracks:
             track.start()
@@ -301,7 +248,12 @@ def _run(jobs: list[Job], known: list[TensorResult], settings: Settings) -> Iter
                 if isinstance(job, BaseException):
                     raise job
                 finished[job.number] = job
-            yield from _results(finished.pop(number))
+            job = finished.pop(number)
+            yield from _results(job, settings.device)
+            if job.keeps:  # the caller has taken the result: it asks for the next
+                queue.hand_on(job)
+                for track in tracks:
+                    track.wake()
     finally:
         for track in tracks:
             track.stop()
@@ -309,14 +261,31 @@ def _run(jobs: list[Job], known: list[TensorResult], settings: Settings) -> Iter
             track.join()
 
 
-def _results(job: Job) -> list[TensorResult]:
+def _results(job: Job, device: str) -> list[TensorResult]:
     digests = [part.hash.hexdigest() if part.hash else None for part in job.parts]
     names = [part.tensor.name for part in job.parts]
     if job.sums is not None:
-        return [TensorResult(names[0], names[1], job.sums.result(), digests[0], digests[1])]
+        whole = None
+        ours, theirs = (_kept(part) for part in job.parts)
+        if job.is_whole:
+            shapes = [part.tensor.shape for part in job.parts]
+            whole = (ours.reshape(shapes[0]).to(device), theirs.reshape(shapes[1]).to(device))
+            # Whoever holds the beginning must not hold all of it.
+            ours, theirs = (flat[: part.head].clone() for flat, part in zip((ours, theirs), job.parts, strict=True))
+        sums = job.sums.result()
+        return [TensorResult(names[0], names[1], sums, digests[0], digests[1], heads=(ours, theirs), whole=whole)]
     return [
         TensorResult(None, name, reference_sha256=digest)
         if part.side
         else TensorResult(name, None, candidate_sha256=digest)
         for part, name, digest in zip(job.parts, names, digests, strict=True)
     ]
+
+
+def _kept(part: Part) -> torch.Tensor:
+    """The elements that were kept of a tensor, flat; the part lets go of them."""
+    import torch
+
+    dtype: torch.dtype = getattr(torch, TORCH_DTYPES[part.tensor.dtype])
+    kept, part.kept = part.kept, None
+    return torch.empty(0, dtype=dtype) if kept is None else torch.from_numpy(kept).view(dtype)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,6 +47,20 @@ class ElementwiseSums:
     def __add__(self, other: ElementwiseSums) -> ElementwiseSums:
         """Sums of the concatenation of both; the same as `concatenate([self, other])`."""
         return concatenate([self, other])
+
+    def as_json(self) -> dict[str, int | str]:
+        """The sums for a file: floats in hexadecimal, of which no bit is lost, infinite ones included."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value.hex() if isinstance(value, float) else value for name, value in values.items()}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, int | str]) -> ElementwiseSums:
+        """The sums that `as_json` wrote. Raises ValueError, KeyError or TypeError for anything else."""
+        values: dict[str, Any] = {
+            field.name: int(stored[field.name]) if field.type == "int" else float.fromhex(str(stored[field.name]))
+            for field in fields(cls)
+        }
+        return cls(**values)
 
     @property
     def cosine(self) -> float | None:
@@ -135,7 +151,7 @@ def elementwise_sums(a: Tensor, b: Tensor) -> ElementwiseSums:
             if index in suspect
         ]
         table[sorted(suspect)] = torch.stack(masked).cpu()
-    return _pool_blocks(table)
+    return pool_rows(table)
 
 
 def concatenate(parts: Iterable[ElementwiseSums]) -> ElementwiseSums:
@@ -239,29 +255,35 @@ def _masked_block_sums(a: Tensor, b: Tensor, space: Tensor) -> Tensor:
     return row
 
 
-def _pool_blocks(table: Tensor) -> ElementwiseSums:
-    """Sums from the rows of `_block_sums`, [blocks, 10] in float64 on the CPU."""
-    n, mean_a, mean_b, dot, square_a, square_b, difference, equal, maximum, nonfinite = table.unbind(1)
+def pool_rows(table: Tensor) -> ElementwiseSums:
+    """The sums of a pair of tensors from those of its blocks, the same to the last bit wherever they are computed.
+
+    `table`: float64 [blocks, 10] on the CPU; a row is n, both means, the centred Σab, Σa², Σb², then Σ(a-b)², equal,
+    max|a-b| and non-finite. Pooled after Chan, Golub, LeVeque 1979 (STAN-CS-79-773), eq. 2.1.
+    """
+    # numpy adds in one thread whatever the size; torch's order depends on the number of its threads.
+    n, mean_a, mean_b, dot, square_a, square_b, difference, equal, maximum, nonfinite = table.numpy().T.copy()
     count = n.sum()
     if count == 0:
         return ElementwiseSums(nonfinite=int(nonfinite.sum()))
-    sum_a, sum_b = (n * mean_a).sum(), (n * mean_b).sum()
-    u, v = mean_a - sum_a / count, mean_b - sum_b / count
-    return ElementwiseSums(
-        n=int(count),
-        sum_a=float(sum_a),
-        sum_b=float(sum_b),
-        dot=float((dot + n * mean_a * mean_b).sum()),
-        square_a=float((square_a + n * mean_a * mean_a).sum()),
-        square_b=float((square_b + n * mean_b * mean_b).sum()),
-        squared_difference=float(difference.sum()),
-        equal=int(equal.sum()),
-        max_difference=float(maximum.max()),
-        nonfinite=int(nonfinite.sum()),
-        centred_dot=float((dot + n * u * v).sum()),
-        centred_square_a=float((square_a + n * u * u).sum()),
-        centred_square_b=float((square_b + n * v * v).sum()),
-    )
+    with np.errstate(over="ignore", invalid="ignore"):  # squares of float64 may overflow
+        sum_a, sum_b = (n * mean_a).sum(), (n * mean_b).sum()
+        u, v = mean_a - sum_a / count, mean_b - sum_b / count
+        return ElementwiseSums(
+            n=int(count),
+            sum_a=float(sum_a),
+            sum_b=float(sum_b),
+            dot=float((dot + n * mean_a * mean_b).sum()),
+            square_a=float((square_a + n * mean_a * mean_a).sum()),
+            square_b=float((square_b + n * mean_b * mean_b).sum()),
+            squared_difference=float(difference.sum()),
+            equal=int(equal.sum()),
+            max_difference=float(maximum.max()),
+            nonfinite=int(nonfinite.sum()),
+            centred_dot=float((dot + n * u * v).sum()),
+            centred_square_a=float((square_a + n * u * u).sum()),
+            centred_square_b=float((square_b + n * v * v).sum()),
+        )
 
 
 def _is_constant(centred_square: float, total: float, n: int) -> bool:

@@ -13,11 +13,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from checks.statistics.elementwise import ElementwiseSums, concatenate
-from checks.statistics.kernel_cpu import TORCH_DTYPES, sums_of
+from checks.statistics.elementwise import ElementwiseSums, pool_rows
+from checks.statistics.kernel_cpu import BLOCK, TORCH_DTYPES
 
 # Pieces whose sums the device may still owe before more are copied to it: bounds its memory.
 PIECES_IN_FLIGHT = 4
+
+# A GPU adds up the rows of a matrix in another order if there are fewer.
+FEWEST_ROWS = 16
 
 
 def gpu(device: str) -> str:
@@ -43,9 +46,11 @@ def pinned_memory(size: int) -> npt.NDArray[np.uint8]:
 class DevicePieceSums:
     """The sums of two tensors whose bytes come in pieces, computed on `device`: "cuda:<index>" or "cpu".
 
-    `dtype_a`, `dtype_b`: BF16, F16, F32 or F64, little-endian, as safetensors stores them. Every piece is computed in
-    float64 and leaves ten numbers on the device, which are read once, by `result`. Copies to a GPU run on one stream
-    and sums on another, so that a piece is summed while the next is copied. Raises TypeError for other dtypes.
+    `dtype_a`, `dtype_b`: BF16, F16, F32 or F64, little-endian, as safetensors stores them. Every block of 2048 elements
+    is computed in float64 and leaves ten numbers on the device (2 % of the bytes of bfloat16), which are read once, by
+    `result`. Pieces of whole blocks, whatever their number, give the same sums to the last bit. Copies to a GPU run on
+    one stream and sums on another, so that a piece is summed while the next is copied.
+    Raises TypeError for other dtypes.
     """
 
     def __init__(self, dtype_a: str, dtype_b: str, device: str) -> None:
@@ -73,7 +78,7 @@ class DevicePieceSums:
         if self._device.type == "cuda":
             self._add_on_gpu(host)
         else:
-            self._rows.append(self._row([piece.clone() for piece in host]))
+            self._rows.append(self._blocks([piece.clone() for piece in host]))
 
     def result(self) -> ElementwiseSums:
         """The sums of all that was added. Waits for the device."""
@@ -81,10 +86,10 @@ class DevicePieceSums:
             return ElementwiseSums()
         if self._device.type == "cuda":
             with torch.cuda.stream(_streams(self._device)[1]):
-                table = torch.stack(self._rows).cpu()
+                table = torch.cat(self._rows).cpu()
         else:
-            table = torch.stack(self._rows)
-        return concatenate(sums_of(row) for row in table.tolist())
+            table = torch.cat(self._rows)
+        return pool_rows(table)
 
     def _add_on_gpu(self, host: list[Tensor]) -> None:
         if len(self._in_flight) >= PIECES_IN_FLIGHT:
@@ -98,49 +103,65 @@ class DevicePieceSums:
             summing.wait_event(copied)
             for piece in pieces:
                 piece.record_stream(summing)  # or its memory would be free for the next copy too soon
-            self._rows.append(self._row(pieces))
+            self._rows.append(self._blocks(pieces))
             summed.record(summing)
         self._in_flight.append(summed)
         # Only now may the host's memory change. Other threads run meanwhile: waiting holds no GIL.
         copied.synchronize()
 
-    def _row(self, pieces: list[Tensor]) -> Tensor:
+    def _blocks(self, pieces: list[Tensor]) -> Tensor:
         return piece_sums(pieces[0].view(self._dtypes[0]), pieces[1].view(self._dtypes[1]))
 
 
 def piece_sums(a: Tensor, b: Tensor) -> Tensor:
-    """n, both means, centred Σab, Σa², Σb², then Σ(a-b)², equal, max|a-b| and non-finite, as float64 [10].
+    """Of each block of 2048 elements, the last of which may be shorter, the ten numbers of `pool_rows`: [blocks, 10].
 
     `a`, `b`: flat, equally long, on one device, which computes without the CPU ever waiting for it. Positions where
     either is not finite are left out, and counted. Without others all is 0.
     """
+    whole = a.numel() // BLOCK * BLOCK
+    return torch.cat(
+        [
+            _row_sums(a[start:stop].view(-1, width), b[start:stop].view(-1, width))
+            for start, stop, width in ((0, whole, BLOCK), (whole, a.numel(), a.numel() - whole))
+            if start < stop
+        ]
+    )
+
+
+def _row_sums(a: Tensor, b: Tensor) -> Tensor:
+    """The ten numbers of each row of two matrices."""
+    rows = a.shape[0]
+    if rows < FEWEST_ROWS:
+        a, b = (torch.nn.functional.pad(each, (0, 0, 0, FEWEST_ROWS - rows)) for each in (a, b))
     x, y = a.double(), b.double()
     finite = x.isfinite() & y.isfinite()
     zero = torch.zeros((), dtype=torch.float64, device=x.device)
     x, y = x.where(finite, zero), y.where(finite, zero)
-    n = finite.sum(dtype=torch.float64)
+    n = finite.sum(1, dtype=torch.float64)
     positions = n.clamp(min=1)
     difference = x - y
-    unequal = difference.count_nonzero().double()
-    largest = difference.abs().max()
-    squared_difference = torch.dot(difference, difference)
-    mean_x, mean_y = x.sum() / positions, y.sum() / positions
+    unequal = difference.count_nonzero(1).double()
+    largest = difference.abs().amax(1)
+    squared_difference = difference.square().sum(1)
+    mean_x, mean_y = x.sum(1) / positions, y.sum(1) / positions
     # What was left out must not deviate from the mean.
-    x, y = (x - mean_x).where(finite, zero), (y - mean_y).where(finite, zero)
+    x, y = (x - mean_x[:, None]).where(finite, zero), (y - mean_y[:, None]).where(finite, zero)
     return torch.stack(
         [
             n,
             mean_x,
             mean_y,
-            torch.dot(x, y),
-            torch.dot(x, x),
-            torch.dot(y, y),
+            (x * y).sum(1),
+            x.square().sum(1),
+            y.square().sum(1),
             squared_difference,
             n - unequal,
             largest,
-            finite.numel() - n,
-        ]
-    )
+            x.shape[1] - n,
+        ],
+        1,
+    )[:rows]
 
 
 @cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -16,10 +16,13 @@ SPARSE_SHARE = 0.9
 SHORTEST_LINE = 8
 # Residual of the recurrence in all lines together, relative to what it explains. Noise has about 1, tables below 0.03.
 RECURRENCE_RESIDUAL = 0.1
+# Most elements of a tensor's beginning that are looked at before the whole of it.
+LARGEST_HEAD = 1 << 22
 
 _BLOCK = 1 << 20
 _SAMPLE = 1 << 16
 _SAMPLE_LINES = 4
+_HEAD_LINES = 16
 _SAMPLE_LENGTH = 4096
 _FLOAT32_ROUNDOFF = 2.0**-24
 
@@ -76,6 +79,91 @@ def ordinary_reason(tensor: Tensor) -> str | None:
         if _is_position_grid(table):
             return "every column depends on the row or on the column of a square grid alone"
     return None
+
+
+def head_elements(shape: Sequence[int]) -> int:
+    """How many of a tensor's first elements does `may_be_ordinary` need? 65,536, or eight rows if these are more.
+
+    A table that may lie on a square grid needs the first line of the grid. 4 million at most; no more than there are.
+    """
+    shape = [size for size in shape if size != 1]
+    rows = SHORTEST_LINE
+    if len(shape) == 2 and (side := max(map(_side, (shape[0], shape[0] - 1)))):
+        rows = max(rows, side + 2)  # with a class token before the grid
+    wanted = max(_SAMPLE, rows * shape[-1]) if shape else 1
+    return min(math.prod(shape), wanted, LARGEST_HEAD)
+
+
+def may_be_ordinary(head: Tensor, shape: Sequence[int], if_unseen: bool = False) -> bool:
+    """Could `ordinary_reason` call a tensor ordinary, as far as its beginning tells?
+
+    `head`: flat, the first `head_elements(shape)` elements of the tensor of that shape. False: the tensor is not
+    ordinary, since the beginning of a sequence, a mask or a table is one too, and that of trained weights is none.
+    True: the whole tensor must be looked at; trained vectors and positive tensors often get it, matrices do not.
+    `if_unseen`: the answer where the beginning is too short to tell: for sequences along the first axes of a stack of
+    matrices, and matrices whose rows are longer than half a million elements.
+    Known misses: square grids that end in rows of zeros, and what only dwarfed values at the beginning would betray.
+    """
+    if head.numel() == 0 or head.dtype == torch.bool or head.is_complex():
+        return True
+    head = _readable(head.detach().reshape(-1))
+    sample = head[:_SAMPLE]
+    if _few_values(sample) is not None or not _has_information(head[:1024]):
+        return True
+    if not bool(sample.isfinite().all()):
+        return False
+    shape = [size for size in shape if size != 1]
+    if bool((sample >= 0).all()) or (len(shape) < 2 and _is_monotone(sample)):
+        return True
+    if len(shape) < 2:
+        return _begins_a_sequence(sample[None], 1)
+    rows = head[: head.numel() // shape[-1] * shape[-1]].reshape(-1, shape[-1])[: shape[-2]]
+    unseen = any(size >= SHORTEST_LINE for size in shape[:-2])
+    tables = [(rows, shape[-2])]
+    if len(shape) == 2:
+        if min(shape) >= SHORTEST_LINE:
+            first = rows[:SHORTEST_LINE].double()
+            unseen |= len(first) < SHORTEST_LINE
+            if float(first.diagonal().square().sum()) > 0.5 * float(first.square().sum()):
+                return True
+        used = (rows != 0).any(1).nonzero()
+        padding = int(used[0]) if len(used) else len(rows)
+        tables = [(rows[zeros:], shape[0] - zeros) for zeros in sorted({0, padding})]
+    for table, length in tables:
+        side = _side(length) if len(shape) == 2 else 0
+        unseen |= bool(side) and len(table) <= side
+        if side and len(table) > side and _begins_a_position_grid(table, side):
+            return True
+        for axis, size in enumerate((length, shape[-1])):
+            if size >= SHORTEST_LINE:
+                unseen |= table.shape[axis] < SHORTEST_LINE
+                if table.shape[axis] >= SHORTEST_LINE and _begins_a_sequence(table, axis):
+                    return True
+    return unseen and if_unseen
+
+
+def _begins_a_sequence(rows: Tensor, axis: int) -> bool:
+    """Do the first lines along an axis follow the recurrence, within twice what rounding leaves?"""
+    lines = rows.movedim(axis, -1)[:_HEAD_LINES, :_SAMPLE_LENGTH]
+    if not bool(lines.isfinite().all()):
+        return False
+    amplitude = float(torch.stack(lines.aminmax()).double().abs().max())
+    roundoff, step = _unit_roundoff(lines)
+    within, _, _ = _fit(lines, 2 * roundoff, 2 * step, 16 * _FLOAT32_ROUNDOFF * lines.shape[1] * amplitude)
+    return bool(within)
+
+
+def _begins_a_position_grid(rows: Tensor, side: int) -> bool:
+    """Is each column constant over the first line of a grid, or the same where the second begins?"""
+    across = (rows[:side] == rows[:1]).all(0)
+    down = (rows[side:] == rows[:-side]).all(0)
+    return bool((across | down).all())
+
+
+def _side(rows: int) -> int:
+    """The side of a square grid of so many positions, at least 4; 0 if there is none."""
+    side = math.isqrt(max(0, rows))
+    return side if side >= 4 and side * side == rows else 0
 
 
 def _is_mostly_diagonal(tensor: Tensor) -> bool:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 
 from checks.checkpoint.checkpoint import Checkpoint
 from checks.checkpoint.comparison import Comparison, compare
+from checks.checkpoint.local import LocalSource
 from checks.checkpoint.neurons import neuron_groups
 from checks.checkpoint.pair import Pair
 from checks.statistics.units import UnitTest, combine, critical_z
@@ -22,6 +22,7 @@ Llama = Callable[..., Tensors]
 Save = Callable[..., Path]
 Compare = Callable[[Tensors, Tensors], Comparison]
 LAYER = "model.layers.{}."
+KERNEL_ERROR = 1e-6  # against float64, of a cosine
 MATRICES = (
     "self_attn.q_proj",
     "self_attn.k_proj",
@@ -83,13 +84,13 @@ def test_cosines_agree_with_numpy_in_float64(dtype: torch.dtype, llama_tensors: 
     comparison = compared(ours, theirs)
     assert {one.entry.name for one in comparison.compared} == set(ours)
     for one in comparison.compared:
-        assert one.cosine == pytest.approx(pearson(ours[one.entry.name], theirs[one.entry.name]), abs=1e-12)
+        assert one.cosine == pytest.approx(pearson(ours[one.entry.name], theirs[one.entry.name]), abs=KERNEL_ERROR)
     for layer in range(3):
         names = [LAYER.format(layer) + matrix + ".weight" for matrix in MATRICES]
         sizes = [ours[name].numel() for name in names]
         expected = np.average([pearson(ours[name], theirs[name]) for name in names], weights=sizes)
         summary = comparison.layer(layer)
-        assert summary.cosine == pytest.approx(expected, abs=1e-12)
+        assert summary.cosine == pytest.approx(expected, abs=KERNEL_ERROR)
         assert summary.elements == summary.candidate_elements == sum(sizes)
         assert summary.null_elements == sum(sizes) - 7  # centring takes one of each tensor
         assert summary.tensors == 7
@@ -363,40 +364,58 @@ def test_equal_bytes_of_another_dtype_are_not_equal_tensors(compared: Compare) -
 # Reading
 
 
-class CountingCheckpoint(Checkpoint):
-    """A checkpoint that counts what is read of it."""
+class CountingSource:
+    """The bytes of a directory, and how often each was read."""
 
     def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
-        self.reads: Counter[str] = Counter()
+        self._source = LocalSource(directory)
+        self.counts = {path.name: np.zeros(path.stat().st_size, int) for path in directory.glob("*.safetensors")}
 
-    def read(self, name: str) -> torch.Tensor:
-        self.reads[name] += 1
-        return super().read(name)
+    def read_into(self, shard: str, start: int, buffer: memoryview) -> None:
+        self.counts[shard][start : start + len(buffer)] += 1
+        self._source.read_into(shard, start, buffer)
 
 
-def test_every_tensor_is_read_once_for_all_elementwise_statistics(llama_tensors: Llama, save_checkpoint: Save) -> None:
-    ours = CountingCheckpoint(save_checkpoint("ours", llama_tensors(1)))
-    theirs = CountingCheckpoint(save_checkpoint("theirs", llama_tensors(2, num_hidden_layers=5), shards=2))
-    comparison = compare(ours, theirs)
-    comparison.mean()
-    comparison.layer_cosines()
-    for category in comparison.categories():
-        comparison.category(category)
+def counted(directory: Path) -> tuple[Checkpoint, CountingSource]:
+    checkpoint, source = Checkpoint(directory), CountingSource(directory)
+    checkpoint.source = source
+    return checkpoint, source
+
+
+def times_read(checkpoint: Checkpoint, source: CountingSource) -> set[int]:
+    """How often the bytes of the tensors were read: {1} if each was read once."""
+    infos = [entry.stored for entry in checkpoint.tensors.values()]
+    return {int(count) for info in infos for count in np.unique(source.counts[info.shard][info.start : info.stop])}
+
+
+def test_every_byte_is_read_once_for_all_statistics(llama_tensors: Llama, save_checkpoint: Save) -> None:
+    ours, our_source = counted(save_checkpoint("ours", llama_tensors(1)))
+    theirs, their_source = counted(save_checkpoint("theirs", llama_tensors(2, num_hidden_layers=5), shards=2))
+    comparison = compare(ours, theirs, with_neurons=True)
+    assert comparison.mean().coverage == 1
+    assert comparison.neurons is not None
+    assert len(comparison.neurons) == 3
     ours.digest()
     theirs.digest()
-    assert set(ours.reads) == set(ours.tensors)
-    assert set(theirs.reads) == set(theirs.tensors)
-    assert set(ours.reads.values()) == {1}
-    assert set(theirs.reads.values()) == {1}
+    assert times_read(ours, our_source) == times_read(theirs, their_source) == {1}
 
 
-def test_equal_tensors_are_read_once_more_at_most(llama_tensors: Llama, save_checkpoint: Save) -> None:
+def test_a_copy_is_read_once_too(llama_tensors: Llama, save_checkpoint: Save) -> None:
     directory = save_checkpoint("ours", llama_tensors(1))
-    ours, theirs = CountingCheckpoint(directory), CountingCheckpoint(directory)
-    compare(ours, theirs)
-    assert max(ours.reads.values()) <= 2
-    assert max(theirs.reads.values()) == 1
+    (ours, our_source), (theirs, their_source) = counted(directory), counted(directory)
+    assert len(compare(ours, theirs, with_neurons=True).identical) == 30
+    assert times_read(ours, our_source) == times_read(theirs, their_source) == {1}
+
+
+def test_tensors_equal_to_others_are_read_once_more_at_most(llama_tensors: Llama, save_checkpoint: Save) -> None:
+    tensors = llama_tensors(1)
+    ours, our_source = counted(
+        save_checkpoint("ours", {f"x{number}": one for number, one in enumerate(tensors.values())})
+    )
+    theirs, their_source = counted(save_checkpoint("theirs", tensors))
+    assert len(compare(ours, theirs).identical) == 30
+    assert max(times_read(ours, our_source)) == 2
+    assert times_read(theirs, their_source) == {1}
 
 
 def test_pair_computes_each_pass_once(

@@ -9,6 +9,7 @@ import os
 import random
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import astuple, replace
@@ -22,12 +23,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from checks.checkpoint import reader, stream
+from checks.checkpoint import reader, stream, whole_tensors
 from checks.checkpoint.errors import CheckpointUnavailable
+from checks.checkpoint.hub_failures import RateLimited
 from checks.checkpoint.index import CheckpointIndex, Shard, TensorInfo
 from checks.checkpoint.local import LocalSource, read_local_index
 from checks.checkpoint.reader import PAGE, DirectSource, PageBuffer, TensorReader, cached_share
-from checks.checkpoint.stream import SMALLEST_PIECE, TensorResult, layer_blocks, stream_pair
+from checks.checkpoint.stream import SMALLEST_PIECE, TensorResult, stream_pair
+from checks.checkpoint.whole_tensors import layer_blocks
+from checks.statistics import kernel_cpu
 from checks.statistics.elementwise import elementwise_sums
 from checks.statistics.kernel_cuda import DevicePieceSums
 
@@ -277,6 +281,28 @@ def test_any_two_checkpoints(pairs: Any, lone: Any, pieces: int, threads: int, s
     assert other.was_read_once(set(theirs))
 
 
+@pytest.mark.parametrize("with_numba", [True, False])
+def test_every_bit_is_the_same_whatever_the_threads_and_pieces(
+    with_numba: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also without numba, and where torch may use several threads."""
+    if with_numba and kernel_cpu.numba is None:
+        pytest.skip("numba is not installed")
+    if not with_numba:
+        monkeypatch.setattr(kernel_cpu, "numba", None)
+    before = torch.get_num_threads()
+    spec = {f"t{k}": ((64, 1021 + 300 * k), dtype) for k, dtype in enumerate(FLOATS)}
+    ours, theirs = Memory(make(1, spec)), Memory(make(2, spec), gap=5)
+    pairs = [(name, name) for name in spec]
+    try:
+        expected = run(ours, theirs, pairs)
+        for torch_threads, threads, piece in itertools.product((1, 3), (1, 2, 8), (SMALLEST_PIECE, None)):
+            torch.set_num_threads(torch_threads)
+            assert run(ours, theirs, pairs, threads=threads, piece=piece) == expected
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("slow", [0, 1])
 def test_one_side_may_be_slow(ours: Memory, theirs: Memory, slow: int) -> None:
     (ours, theirs)[slow].before_read = lambda number: time.sleep(0.003)
@@ -341,6 +367,108 @@ def test_wrong_pairs_are_refused_before_anything_is_read(ours: Memory, theirs: M
     with pytest.raises(ValueError, match="'up' has 133198 bytes"):
         stream_pair(replace(ours.index, tensors=broken), theirs.index, (ours, theirs), [("up", "up")])
     assert not ours.reads
+
+
+# What is known already, and what is kept.
+
+
+def test_tensors_whose_hash_is_known_are_read_only_to_compare_them(ours: Memory, theirs: Memory) -> None:
+    hashed = ({"only ours", "up", "codes"}, {"only theirs", "up"})
+    results = run(ours, theirs, hashed=hashed)
+    found = {result.candidate: result.candidate_sha256 for result in results if result.candidate}
+    assert found == {
+        name: None if name in hashed[0] else sha256(tensor)
+        for name, tensor in ours.tensors.items()
+        if name not in ("only ours", "codes")
+    }
+    theirs_found = {result.reference: result.reference_sha256 for result in results if result.reference}
+    assert theirs_found.keys() == theirs.tensors.keys() - {"only theirs"}
+    assert theirs_found["up"] is None
+    assert ours.was_read_once(ours.tensors.keys() - {"only ours", "codes"})
+    assert theirs.was_read_once(theirs.tensors.keys() - {"only theirs"})
+    everything = (set(ours.tensors), set(theirs.tensors))
+    assert run(ours, theirs, [], hashed=everything) == []
+    compared = [result.sums for result in run(ours, theirs, hashed=everything)]
+    assert compared == [result.sums for result in run(ours, theirs, hashing=False)]
+
+
+@pytest.mark.parametrize("threads", [2, 6])
+@pytest.mark.parametrize("room", [0, 300_000, 64 << 20])
+def test_whole_tensors_come_with_the_sums(ours: Memory, theirs: Memory, threads: int, room: int) -> None:
+    keep = {"up", "down", "empty", "scalar"}
+    results = run(ours, theirs, keep=keep, threads=threads, room=room)
+    assert results == run(ours, theirs)
+    whole = {result.candidate: (result.reference, result.whole) for result in results if result.whole}
+    assert whole.keys() == keep
+    for name, (other, (a, b)) in whole.items():
+        for kept, tensor in ((a, ours.tensors[name]), (b, theirs.tensors[other])):
+            assert (kept.dtype, kept.shape) == (tensor.dtype, tensor.shape)
+            assert bytes_of(kept) == bytes_of(tensor)
+    ours.counts["0.safetensors"][:] //= 2  # of the two passes
+    ours.counts["1.safetensors"][:] //= 2
+    assert ours.was_read_once(set(ours.tensors))
+
+
+@pytest.mark.parametrize("keep", [frozenset(), frozenset({"up", "norm"})])
+def test_the_beginnings_of_pairs_come_with_the_sums(ours: Memory, theirs: Memory, keep: frozenset[str]) -> None:
+    results = run(ours, theirs, keep=keep, head=lambda tensor: 20_000)
+    assert results == run(ours, theirs)
+    for result in results:
+        if result.sums is not None:
+            assert result.heads is not None
+            for head, tensor in zip(
+                result.heads, (ours.tensors[result.candidate], theirs.tensors[result.reference]), strict=True
+            ):
+                assert bytes_of(head) == bytes_of(tensor.flatten()[:20_000])
+                assert head.untyped_storage().nbytes() == head.nbytes
+
+
+def test_only_pairs_can_be_kept(ours: Memory, theirs: Memory) -> None:
+    with pytest.raises(ValueError, match="'only ours' is to be kept and in no pair"):
+        run(ours, theirs, keep={"only ours", "up"})
+
+
+class Held:
+    """Memory that counts how much of it is alive."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+
+    def allocate(self, size: int) -> Any:
+        memory = np.empty(size, np.uint8)
+        self.now += size
+        self.most = max(self.most, self.now)
+        weakref.finalize(memory, self._let_go, size)
+        return memory
+
+    def _let_go(self, size: int) -> None:
+        self.now -= size
+
+
+@pytest.mark.parametrize("threads", [2, 6])
+@pytest.mark.parametrize("room", [0, 900_000])
+def test_a_pass_is_ahead_of_its_caller_by_what_there_is_room_for(
+    threads: int, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However slow the caller is; but a pair that is larger than the room is kept by itself."""
+    spec = {f"t{number:02d}": ((50, 1000), "BF16") for number in range(20)}
+    ours, theirs = Memory(make(1, spec)), Memory(make(2, spec))
+    memory, held = threads * 200_000, Held()
+    monkeypatch.setattr(stream, "ordinary_memory", held.allocate)
+    pairs = [(name, name) for name in spec]
+    results = stream_pair(
+        ours.index, theirs.index, (ours, theirs), pairs, keep=set(spec), threads=threads, memory=memory, room=room
+    )
+    found = []
+    for result in results:
+        time.sleep(0.005)
+        found.append(result.candidate)
+        del result
+    assert found == sorted(spec)
+    pair = 2 * 100_000
+    assert pair < held.most <= memory + max(room, pair)
+    del results
+    assert held.now == 0
 
 
 # Shards of equal published digest.
@@ -462,13 +590,13 @@ def test_on_a_gpu(ours: Memory, theirs: Memory) -> None:
 
 @pytest.mark.parametrize("kind", ["memory", "local", "direct"])
 def test_layer_blocks(ours: Memory, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "WAITING_PIECE", 2 * PAGE)
+    monkeypatch.setattr(whole_tensors, "REQUEST", 2 * PAGE)
     path = ours.save(tmp_path / "ours")
     ours.before_read = lambda number: time.sleep(0.001)
     source = {"memory": ours, "local": LocalSource(path), "direct": DirectSource(path, direct=True)}[kind]
-    blocks = [["up", "down"], [], ["norm", "odd", "scalar", "empty", "codes"], ["embedding", "only ours"]]
-    found = list(layer_blocks(ours.index, source, blocks))
-    assert [list(block) for block in found] == blocks
+    wanted = [["up", "down"], [], ["norm", "odd", "scalar", "empty", "codes"], ["embedding", "only ours"]]
+    found = list(layer_blocks(ours.index, source, wanted))
+    assert [list(block) for block in found] == wanted
     for block in found:
         for name, tensor in block.items():
             assert tensor.dtype == ours.tensors[name].dtype
@@ -481,10 +609,10 @@ def test_layer_blocks(ours: Memory, tmp_path: Path, kind: str, monkeypatch: pyte
 
 
 def test_layer_blocks_are_read_when_they_are_asked_for(ours: Memory) -> None:
-    blocks = layer_blocks(ours.index, ours, [["up"], ["down"]])
-    next(blocks)
+    found = layer_blocks(ours.index, ours, [["up"], ["down"]])
+    next(found)
     assert ours.was_read_once({"up"})
-    blocks.close()
+    found.close()
 
 
 def test_layer_blocks_refuse_what_they_cannot_give(ours: Memory) -> None:
@@ -507,6 +635,19 @@ def test_layer_blocks_name_what_could_not_be_read(ours: Memory) -> None:
 
 
 # The reader.
+
+
+def test_what_could_not_be_read_keeps_its_kind(ours: Memory, theirs: Memory) -> None:
+    """A gated repository, a hub that asks to wait: whoever reads the error may act on it."""
+
+    def fail(number: int) -> None:
+        raise RateLimited("hub: wait for 60 s")
+
+    theirs.before_read = fail
+    with pytest.raises(RateLimited, match=r"reference: \d\.safetensors, tensor .*: hub: wait for 60 s"):
+        run(ours, theirs)
+    with pytest.raises(RateLimited):
+        list(layer_blocks(theirs.index, theirs, [["up"]]))
 
 
 @given(start=st.integers(0, 3 * PAGE), size=st.integers(0, 5 * PAGE))

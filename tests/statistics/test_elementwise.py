@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import fields
 from itertools import pairwise
 
 import pytest
@@ -232,3 +234,20 @@ def test_errors() -> None:
     packed = torch.zeros(3, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
     with pytest.raises(TypeError, match="dequantise first"):
         elementwise_sums(packed, packed)
+
+
+@given(st.lists(st.floats(), min_size=13, max_size=13), st.lists(st.integers(0, 10**18), min_size=13, max_size=13))
+def test_stored_sums_come_back_to_the_last_bit(values: list[float], counts: list[int]) -> None:
+    kept = {
+        field.name: count if field.type == "int" else value
+        for field, value, count in zip(fields(ElementwiseSums), values, counts, strict=True)
+    }
+    sums = ElementwiseSums(**kept)
+    again = ElementwiseSums.from_json(json.loads(json.dumps(sums.as_json(), allow_nan=False)))
+    assert repr(again) == repr(sums)
+
+
+@pytest.mark.parametrize("stored", [{}, {"n": 3}, ElementwiseSums().as_json() | {"dot": "much"}])
+def test_what_is_no_stored_sums_is_refused(stored: dict[str, int | str]) -> None:
+    with pytest.raises((ValueError, KeyError)):
+        ElementwiseSums.from_json(stored)

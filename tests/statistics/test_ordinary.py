@@ -8,12 +8,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from checks.statistics.ordinary import ordinary_reason
+from checks.statistics import ordinary
+from checks.statistics.ordinary import LARGEST_HEAD, head_elements, may_be_ordinary
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 FLOAT8 = [torch.float8_e4m3fn, torch.float8_e5m2]
 SHAPES = [(64,), (8, 8), (4, 16), (2, 4, 8), (1, 65), (16, 64), (9, 8, 3), (300,), (1000, 2), (64, 128), (4096,)]
 BASES = st.sampled_from([100.0, 1e4, 5e5, 1e6, 1e7])
+
+
+def ordinary_reason(tensor: Tensor) -> str | None:
+    """What is tested, with a test of its own: what is ordinary is never cleared by its beginning, however short."""
+    reason = ordinary.ordinary_reason(tensor)
+    if reason is not None:
+        flat = tensor.reshape(-1)
+        for length in (64, 1024, ordinary._SAMPLE):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(ordinary, "_SAMPLE", length)
+                elements = head_elements(tensor.shape)
+                assert 0 <= elements <= flat.numel()
+                assert may_be_ordinary(flat[:elements], tensor.shape, if_unseen=True), (length, tensor.shape)
+                if tensor.squeeze().dim() < 3:
+                    assert may_be_ordinary(flat[:elements], tensor.shape), (length, tensor.shape)
+    return reason
 
 
 def normal(shape: tuple[int, ...], seed: int) -> Tensor:
@@ -231,3 +248,53 @@ def test_position_grids_padded_tables_and_identities() -> None:
     assert ordinary_reason(torch.eye(64, 256) + noise) is None
     assert ordinary_reason(noise) is None
     assert ordinary_reason(noise[:, :64].repeat_interleave(2, 1)) is None
+
+
+# What the beginning tells
+
+
+@given(
+    shape=st.sampled_from([(300, 400), (512, 64), (64, 2048), (8, 9000), (1, 40, 2000), (4, 300, 200), (1 << 17,)]),
+    seed=st.integers(0, 999),
+    dtype=st.sampled_from(DTYPES),
+    mean=st.sampled_from([0.0, 0.01]),
+)
+@settings(deadline=None, max_examples=60)
+def test_the_beginning_of_trained_tensors_clears_them(
+    shape: tuple[int, ...], seed: int, dtype: torch.dtype, mean: float
+) -> None:
+    weights = (mean + 0.02 * normal(shape, seed)).to(dtype)
+    assert not may_be_ordinary(weights.reshape(-1)[: head_elements(shape)], shape)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_beginning_of_unusual_weights_clears_them(dtype: torch.dtype) -> None:
+    weights = 0.02 * normal((400, 256), 1)
+    padded = weights.clone()
+    padded[0] = 0  # the embedding of a padding token
+    dead = weights.clone()
+    dead[:, ::3] = 0
+    smooth = torch.sin(angles(400, 512, 1e4)).double() + 0.02 * normal((400, 256), 2)
+    outlier = weights.clone()
+    outlier[3, 5] = 50
+    for tensor in (padded, dead, smooth, outlier, weights * 1e-3):
+        assert not may_be_ordinary(tensor.to(dtype).reshape(-1)[: head_elements(tensor.shape)], tensor.shape)
+
+
+def test_what_a_beginning_is_too_short_for_is_left_to_the_caller() -> None:
+    stack = 0.02 * normal((16, 40, 50), 3)
+    shapes = [(16, 40, 50), (8, 4000, 3000), (12, 1 << 20)]
+    for shape in shapes:
+        head = stack.reshape(-1).repeat(200)[: head_elements(shape)]
+        assert not may_be_ordinary(head, shape)
+        assert may_be_ordinary(head, shape, if_unseen=True)
+    along_the_first_axis = torch.arange(40.0)[:, None, None] * normal((1, 300, 400), 4)
+    assert ordinary_reason(along_the_first_axis) is not None
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (0,), (0, 5), (5, 0), (3,), (8, 8), (4096, 14336), (1 << 20, 1 << 20)])
+def test_the_beginning_is_short(shape: tuple[int, ...]) -> None:
+    elements = head_elements(shape)
+    assert elements <= min(math.prod(shape), LARGEST_HEAD)
+    if len(shape) == 2 and shape[0] == 4096:
+        assert elements == 66 * 14336  # the first line of a square grid, and one that tells
