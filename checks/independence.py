@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from checks.checkpoint import measures
+from checks.evidence.decisions import Score
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from checks.checkpoint.neurons import NeuronGroup
     from checks.checkpoint.pair import Pair
     from checks.evidence.judge import Judge
+    from checks.statistics.block_matching import MatchingTest
     from checks.statistics.units import UnitTest
+
+SHARED_SEED = "a shared initialisation seed trips this test too"
+# Pairs of tensors that a record names.
+SHOWN_PAIRS = 20
 
 
 def units(pair: Pair, judge: Judge) -> None:
@@ -40,8 +48,142 @@ def units(pair: Pair, judge: Judge) -> None:
         units=sum(group.test.units for group in groups),
         z_per_layer=_by_layer(groups, lambda group: group.test),
         gate_z_per_layer=_by_layer(groups, lambda group: group.gate),
-        note="a shared initialisation seed trips this test too",
+        note=SHARED_SEED,
     )
+
+
+def channels(pair: Pair, judge: Judge) -> None:
+    """Does the numbering of the candidate's residual channels agree with the reference's?
+
+    Null hypothesis: independent initialisation. Initial weights are exchangeable over the channels of the residual
+    stream as well, so that any renumbering was as likely as the one found. One permutation acts on the whole model, so
+    this is one test, never one for each layer; norms, embedding and layers are also tested alone.
+    Statistic: Hoeffding's permutation z over views of all layers with channels as rows, each row of each view at length
+    1, constant columns left out.
+    Documented: Zhu et al., arXiv 2502.12292, theorem 1, applied to the residual stream.
+    Known false positives: a shared initialisation seed, which is no inheritance; structured initialisation.
+    Blind to: permuted or rotated residual streams, other widths.
+    """
+    tests = pair.once(measures.channels)
+    if tests is None:
+        judge.not_applicable("the residual streams differ in width", read=pair.read())
+    scores = [
+        Score(name, one.z, one.effect, one.scale)
+        for name, one in (("whole", tests.whole), *tests.groups.items())
+        if one.z is not None and one.effect is not None and one.scale is not None
+    ]
+    if not scores or scores[0].name != "whole":
+        judge.inconclusive(f"no power: {tests.whole.reason}", read=pair.read())
+    judge.scores(
+        scores,
+        tests=tests.tests,
+        read=pair.read(),
+        channels=tests.whole.channels,
+        columns=tests.whole.columns,
+        largest_of_random_permutations=tests.whole.largest_sampled,
+        random_permutations=tests.whole.permutations,
+        seed=tests.whole.seed,
+        note=SHARED_SEED,
+    )
+
+
+def tensors(pair: Pair, judge: Judge) -> None:
+    """Are tensors of equal shape alike, whatever they are called?
+
+    Null hypothesis: independent initialisation; rows and columns of a tensor are exchangeable, as units and channels.
+    Statistic: tensors of equal shape are assigned to each other by the centred cosine of some of their elements; each
+    pair is then tested on others, so that the search needs no correction: the smaller of the permutation z over rows
+    and over columns. The strongest pair, corrected for all pairs.
+    Documented: Zhu et al., arXiv 2502.12292, theorem 1; the pairing is this suite's.
+    Known false positives: a shared initialisation seed; tensors that any model could have are left out by content.
+    Blind to: permuted or rotated units, other shapes.
+    """
+    pairing = pair.once(measures.nameless).pairing
+    names = pair.once(measures.nameless).candidate.names, pair.once(measures.nameless).reference.names
+    tested = [one for one in pairing.pairs if one.z is not None and one.effect]
+    if not tested:
+        judge.not_applicable("no tensor that could be tested has a counterpart of equal shape", read=pair.read())
+    scores = [
+        Score(f"{names[0][one.index]} = {names[1][one.other]}", one.z, one.effect, abs(one.z / one.effect))
+        for one in sorted(tested, key=lambda one: -abs(one.z or 0.0))
+        if one.z is not None and one.effect is not None
+    ]
+    strongest = scores[:SHOWN_PAIRS]
+    judge.scores(
+        strongest,
+        tests=pairing.tests,
+        read=pair.read(),
+        pairs=pairing.tests,
+        unpaired=len(pairing.unpaired),
+        searched=pairing.searched,
+        seed=pairing.seed,
+        note=SHARED_SEED,
+    )
+
+
+def neurons(pair: Pair, judge: Judge) -> None:
+    """Do the candidate's neurons find their partners in the reference by what they make of the same tokens?
+
+    Null hypothesis: independent training; matched by the gate and by the up projection, a neuron then finds two
+    unrelated partners. Statistic: share of neurons to which both matchings give the same one, over mapped blocks, against blocks
+    that do not belong together, measured in this run. The layer map is found by the same statistic and counted.
+    Documented: Zhu et al., arXiv 2502.12292, "MATCH"; null, probes and bounds of this suite.
+    Assumes at least 512 tokens in common, and embeddings that were not replaced: independence.anchored needs neither.
+    Known false positives: neurons that answer to one token arise in every model, which the in-run null shows.
+    Blind to: a new vocabulary with fresh embeddings; layers whose surroundings are new.
+    """
+    _judge_matching(pair, judge, pair.once(measures.matching_by_tokens))
+
+
+def anchored(pair: Pair, judge: Judge) -> None:
+    """Do the candidate's neurons find their partners by what they read from other neurons?
+
+    Null hypothesis: as for independence.neurons. What a neuron reads from what others write does not change when the
+    residual stream is permuted or rotated or the vocabulary replaced: neurons of other layers, first matched by the
+    distribution of these products, are the probes.
+    Statistic: share of neurons to which both matchings give the same partner, against mismatched blocks of this run.
+    Documented: this suite; null measured on the lineage zoo (benchmarks/results).
+    Assumes MLPs in several layers. A shared initialisation seed may trip it.
+    Blind to: a few inherited layers among fresh ones; drift that leaves no neuron recognisable.
+    """
+    _judge_matching(pair, judge, pair.once(measures.matching_by_anchors))
+
+
+def alignment(pair: Pair, judge: Judge) -> None:
+    """After the best rotation by shared tokens, do the layers of both models read the same directions?
+
+    Null hypothesis: independent training; mapped layers then resemble each other no more than others. Not calibrated:
+    first layers of independent models resemble each other, so that this supports and never decides.
+    Statistic: median over mapped layers of the unbiased CKA of queries, keys and values in the common basis, less what
+    all layers share, -1 to 1. Beside it the plain AWM score, and which change of basis the embeddings show.
+    Documented: AWM, arXiv 2510.06738; the common basis and the level are this suite's.
+    Blind to: replaced embeddings.
+    """
+    shared = pair.once(measures.tokens)
+    if not all(model.layers for model in pair.canonical):
+        judge.not_applicable("a model has no layers of its own", read=pair.read())
+    found = pair.once(measures.alignment) if len(shared) else None
+    if found is None:
+        judge.inconclusive(
+            shared.reason or f"no power: {len(shared)} tokens are shared, 64 are needed", read=pair.read()
+        )
+    judge(
+        found.readers.level,
+        read=pair.read(),
+        z=found.readers.z,
+        mismatched=found.readers.mismatched,
+        per_layer=found.readers.per_layer,
+        writers=found.writers.level,
+        awm=found.awm,
+        transform=found.transform.kind,
+        tokens=found.tokens,
+    )
+
+
+def _judge_matching(pair: Pair, judge: Judge, test: MatchingTest) -> None:
+    if not test.blocks and test.abstains_because is None:
+        judge.not_applicable("a model has no MLP that could be matched", read=pair.read())
+    judge.matching(test, read=pair.read(), note=SHARED_SEED)
 
 
 def _by_layer(

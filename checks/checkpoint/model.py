@@ -69,6 +69,10 @@ class Model:
             raise type(self._checkpoint)(str(self._checkpoint))
         return self._checkpoint
 
+    def open_other(self, source: ModelSource) -> Checkpoint:
+        """Another checkpoint that the claim names, from where this one would come. Raises CheckpointUnavailable."""
+        return Model(source, self.component, self.prefixes, self._hub).checkpoint
+
     def small_file(self, name: str, largest: int = LARGEST_SMALL_FILE) -> bytes | None:
         """A small file beside the weights (tokenizer.json, …), of at most `largest` bytes; None if there is none.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from checks.statistics.origin import OriginTest
-    from checks.statistics.units import CombinedUnitTest
+    from checks.statistics.units import CombinedUnitTest, UnitTest
+
+ATTENTION = ("q", "k", "v", "o")
 
 Opener = Callable[[ModelSource], Checkpoint]
 
@@ -29,7 +31,8 @@ class Origin:
     """What the initial weights have to do with candidate and reference; all MLPs together.
 
     `regenerated`: the weights were made again from generator and seed, and any published ones are equal bit for bit.
-    `start`, `reference_start`, `beyond`: see `OriginTest`; None when no MLP has equal shapes in all three models.
+    `start`, `reference_start`: see `OriginTest`; None when no MLP has equal shapes in all three models. `beyond`: what
+    both share beyond the initial weights, of the groups mlp, attention and embedding that all three have.
     `steps`: effect of the permutation test between initial weights and each checkpoint of the training, in order.
     """
 
@@ -37,14 +40,14 @@ class Origin:
     reason: str
     start: CombinedUnitTest | None
     reference_start: CombinedUnitTest | None
-    beyond: CombinedUnitTest | None
+    beyond: Mapping[str, CombinedUnitTest]
     mlps: int
     steps: Mapping[str, float | None] = field(default_factory=dict)
 
     @property
     def beyond_by_size(self) -> float | None:
-        """The size of what both share beyond the initial weights: |mean row cosine|, 0 to 1."""
-        return None if self.beyond is None else abs(self.beyond.effect)
+        """The size of what both share beyond the initial weights: the largest |mean row cosine| of a group, 0 to 1."""
+        return max((abs(test.effect) for test in self.beyond.values()), default=None)
 
 
 def origin(
@@ -83,12 +86,22 @@ def _compared(
 
     models = [CanonicalModel(checkpoint, device) for checkpoint in (initial, candidate, reference)]
     tests = _tests(*models)
+    groups = {
+        "mlp": combine(test.beyond for test in tests),
+        "attention": combine(
+            _beyond(models, part, layer)
+            for layer in models[1].layers
+            for part in ATTENTION
+            if _all_have(models, part, layer)
+        ),
+        "embedding": combine(_beyond(models, part) for part in ("embedding", "head") if _all_have(models, part)),
+    }
     return Origin(
         regenerated,
         reason,
         combine(test.start for test in tests),
         combine(test.reference_start for test in tests),
-        combine(test.beyond for test in tests),
+        {name: test for name, test in groups.items() if test is not None},
         len(tests),
         {source.where: _resemblance(models[0], CanonicalModel(open_source(source), device)) for source in stated.steps},
     )
@@ -110,6 +123,21 @@ def _tests(initial: CanonicalModel, candidate: CanonicalModel, reference: Canoni
         if len({tuple(view.shape for view in one) for one in views}) == 1 and _are_finite(views):
             tests.append(origin_test(*views))
     return tests
+
+
+def _all_have(models: Sequence[CanonicalModel], part: str, layer: int | None = None) -> bool:
+    return all(model.has(part, layer) for model in models)
+
+
+def _beyond(models: Sequence[CanonicalModel], part: str, layer: int | None = None) -> UnitTest:
+    """What candidate and reference share of one matrix beyond the initial one, row by row."""
+    from checks.statistics.origin import without_start
+    from checks.statistics.units import UnitTest, unit_permutation_test
+
+    initial, ours, theirs = (model.matrix(part, layer) for model in models)
+    if not initial.shape == ours.shape == theirs.shape or not _are_finite([[initial, ours, theirs]]):
+        return UnitTest(None, None, None, ours.shape[0], "the shapes differ, or values are not finite")
+    return unit_permutation_test([without_start(ours, initial)], [without_start(theirs, initial)])
 
 
 def _resemblance(initial: CanonicalModel, step: CanonicalModel) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from checks.catalog import entry as catalog
@@ -31,6 +31,9 @@ EXIT_SUPPORTED = 0
 EXIT_REFUTED = 1
 EXIT_OPEN = 10
 EXIT_ERRORS = 11
+
+# Families whose findings a start in common explains.
+EXPLAINED = frozenset({"identity", "similarity", "independence", "embedding"})
 
 # A claim that divides its candidate must name nearly all of it.
 OUTSIDE_AT_MOST = 0.01
@@ -134,7 +137,8 @@ def overall_exit_status(verdicts: Iterable[Verdict]) -> int:
 
 
 def _decide_component(claim: Claim, component: Component, results: list[CaseResult]) -> ComponentVerdict:
-    refuting = [one for one in results if one.is_decisive and one.outcome == CONTRADICTS]
+    explained = _explained_by_origin(results)
+    refuting = [one for one in results if one.is_decisive and one.outcome == CONTRADICTS and not explained(one)]
     if refuting:
         return ComponentVerdict(component, REFUTED, tuple(_refutations(claim, component, refuting)))
     unreported = [one.case.id for one in results if one.outcome is None]
@@ -143,12 +147,35 @@ def _decide_component(claim: Claim, component: Component, results: list[CaseResu
     found = sorted({str(one.case.reference) for one in results if one.is_decisive and one.outcome == DISCLOSED})
     # Where disclosed reuse was found, its references need no clearing; every other one does.
     excused = component.disclosed if found else frozenset()
-    missing = _what_is_missing(claim, component, [one for one in results if one.case.reference not in excused], excused)
+    counted = [one for one in results if one.case.reference not in excused and not explained(one)]
+    missing = _what_is_missing(claim, component, counted, excused)
     if missing:
         return ComponentVerdict(component, OPEN, tuple(missing))
     if found:
         return ComponentVerdict(component, REUSE_DISCLOSED, (f"disclosed and found: weights of {', '.join(found)}",))
     return ComponentVerdict(component, SUPPORTED, ())
+
+
+def _explained_by_origin(results: list[CaseResult]) -> Callable[[CaseResult], bool]:
+    """Which results do initial weights explain that were made again from generator and seed?
+
+    Those of checks of weights, but not equal bytes, against references for which `initialization.origin` passed: there
+    the candidate began at these weights, and MLPs, attention and embedding share too little beyond them.
+    """
+    proven = _proven(results)
+    return lambda one: (
+        one.case.reference in proven
+        and one.case.check != "identity.sha256"
+        and one.case.check.partition(".")[0] in EXPLAINED
+        and one.outcome in (CONTRADICTS, INCONCLUSIVE)
+    )
+
+
+def _proven(results: list[CaseResult]) -> set[str | None]:
+    """References for which `initialization.origin` passed."""
+    return {
+        one.case.reference for one in results if one.case.check == "initialization.origin" and one.outcome == SUPPORTS
+    }
 
 
 def _refutations(claim: Claim, component: Component, refuting: list[CaseResult]) -> list[str]:
@@ -201,6 +228,7 @@ def _what_is_missing(
 ) -> list[str]:
     """Everything that stands between this component and SUPPORTED, apart from the reuse that was disclosed."""
     missing = []
+    proven = _proven(results)
     for label, outcome in (("contradicted by", CONTRADICTS), ("errors in", ERROR)):
         names = [one.case.id for one in results if one.outcome == outcome]
         if names:
@@ -214,13 +242,15 @@ def _what_is_missing(
         missing.append(f"weights could not be had for the comparison with {', '.join(unavailable)}")
     for reference in component.panel:
         name = reference.source.name
-        if name in unavailable or name in excused:
+        if name in unavailable or name in excused or name in proven:
             continue
         passed = [one for one in results if one.case.reference == name and _carries_support(one)]
         if not passed:
             missing.append(f"no decisive check with power passed against {name}")
         elif _has_robust_check() and not any(_is_robust(one.case.check) for one in passed):
             missing.append(f"no check that withstands permutation, rotation and a new vocabulary passed against {name}")
+    if any(one.evidence is not None and one.evidence.read.get("may_support") is False for one in results):
+        missing.append("read only in part: a screening may refute, not support; choose --read sample or --read full")
     outside = max((_of_candidate(one, "outside_components") for one in results), default=0.0)
     if outside > OUTSIDE_AT_MOST:
         missing.append(f"{outside:.1%} of the candidate's weights belong to no component of the claim")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from checks.evidence.thresholds import Threshold
 
 if TYPE_CHECKING:
     from checks.checkpoint.comparison import Comparison, CosineSummary
+    from checks.statistics.block_matching import MatchingTest
     from checks.statistics.units import UnitTests
 
 # "0.99 to 1.0: practically the same weights" (weight-architecture-qa.md, Q4).
@@ -168,3 +170,95 @@ def decide_category(limits: Threshold, comparison: Comparison) -> tuple[str, Dec
 
     highest = max(decisions, key=rank)
     return highest, decisions[highest]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One exact test of several: its name, standard score, effect, and scale (z / effect, the power of the test)."""
+
+    name: str
+    z: float
+    effect: float
+    scale: float
+
+
+def decide_scores(
+    limits: Threshold, scores: Sequence[Score], calibrated_cases: int, tests: int | None = None
+) -> Decision:
+    """What do exact tests say, each of which may contradict, at the family-wise level of the whole claim?
+
+    The level is divided by the claim's calibrated cases and by `tests` (default: the scores). A contradiction needs a
+    corrected |z| and the minimum effect; support needs that an effect of `detectable_effect_at_most` would have been
+    found by the first score, which speaks for the whole.
+    """
+    assert limits.alpha is not None
+    assert limits.minimum_effect is not None
+    assert limits.supports_p_from is not None
+    assert limits.detectable_effect_at_most is not None
+    from checks.statistics.units import ONE_SIDED_95, critical_z, two_sided_log_p
+
+    count, minimum = max(1, tests or len(scores)), limits.minimum_effect
+    critical = critical_z(limits.alpha, max(1, calibrated_cases) * count)
+    strongest = max(scores, key=lambda score: (abs(score.effect) >= minimum, abs(score.z)))
+    shown = f"{strongest.name}: z = {strongest.z:.1f}, effect {strongest.effect:.4f}"
+    if abs(strongest.z) >= critical:
+        if abs(strongest.effect) >= limits.minimum_effect:
+            return Decision(CONTRADICTS, f"{shown}: |z| reaches the critical {critical:.2f}", True)
+        return Decision(
+            INCONCLUSIVE,
+            f"{shown}: |z| reaches the critical {critical:.2f}, the effect not {limits.minimum_effect}",
+            True,
+            True,
+        )
+    detectable = (critical + ONE_SIDED_95) / scores[0].scale if scores[0].scale > 0 else math.inf
+    if detectable > limits.detectable_effect_at_most:
+        return Decision(
+            INCONCLUSIVE, f"no power: {shown}, and an effect below {detectable:.2f} could not have been seen"
+        )
+    if two_sided_log_p(strongest.z) + math.log(count) < math.log(limits.supports_p_from):
+        return Decision(
+            INCONCLUSIVE, f"{shown}: p lies between the claim's level and {limits.supports_p_from}", True, True
+        )
+    return Decision(SUPPORTS, f"{shown}: as expected of independent weights (critical {critical:.2f})", True)
+
+
+def decide_matching(limits: Threshold, test: MatchingTest, calibrated_cases: int) -> Decision:
+    """What does a double matching say, whose null is measured in the run itself, at the level of the whole claim?
+
+    The level is divided by the claim's calibrated cases and by every pair of blocks that was searched. A contradiction
+    needs an agreement of `minimum_single_effect` in one block or `minimum_effect` in all, and twice that of every
+    mismatched block.
+    """
+    from checks.statistics.units import critical_z
+
+    assert limits.alpha is not None
+    assert limits.minimum_effect is not None
+    assert limits.minimum_single_effect is not None
+    critical = critical_z(limits.alpha, max(1, calibrated_cases) * test.tests)
+    finding = test.finding(critical, limits.minimum_single_effect, limits.minimum_effect)
+    null = (
+        f"{test.null.count} mismatched blocks agree on {test.null.largest_agreement:.1%} at most, so that more "
+        f"happens by chance in less than {min(1.0, 3 / max(1, test.null.count)):.1%} of such blocks (95 %)"
+    )
+    if finding.dependent is None:
+        return Decision(INCONCLUSIVE, str(finding.reason), keeps_open=False)
+    strongest = test.strongest
+    assert strongest is not None
+    assert test.joint is not None
+    shown = f"{test.agreement:.1%} of {test.units} neurons find one partner by both matchings (score {test.joint:.1f})"
+    if finding.dependent:
+        one = (
+            ""
+            if finding.block is None
+            else f", {finding.block.matching.agreement:.1%} in layer {finding.block.candidate[0]}"
+        )
+        return Decision(CONTRADICTS, f"{shown}{one}; critical {critical:.2f}; {null}", True)
+    remarkable = max(test.joint, test.null.agreement_z(strongest.matching) or 0.0) >= critical
+    if remarkable:
+        return Decision(
+            INCONCLUSIVE,
+            f"{shown}: the score is remarkable (critical {critical:.2f}), the agreement small; {null}",
+            True,
+            False,
+        )
+    return Decision(SUPPORTS, f"{shown}: as expected of independent weights (critical {critical:.2f}); {null}", True)

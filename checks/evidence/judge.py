@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -10,10 +10,13 @@ import pytest
 
 from checks.evidence.decisions import (
     Decision,
+    Score,
     corrected_critical_z,
     decide_by_bands,
     decide_by_summary,
     decide_calibrated,
+    decide_matching,
+    decide_scores,
 )
 from checks.evidence.record import CONTRADICTS, DISCLOSED, INCONCLUSIVE, NOT_APPLICABLE, SUPPORTS, Evidence
 from checks.evidence.text import format_value, printable
@@ -21,7 +24,11 @@ from checks.evidence.thresholds import Threshold, threshold
 
 if TYPE_CHECKING:
     from checks.checkpoint.comparison import CosineSummary
+    from checks.statistics.block_matching import MatchingTest
     from checks.statistics.units import UnitTests
+
+# Blocks that the record of a matching names one by one.
+SHOWN_BLOCKS = 200
 
 
 class ContradictingEvidence(AssertionError):
@@ -118,6 +125,70 @@ class Judge:
             else {"name": single[0], "z": single[1].z, "effect": single[1].effect},
             **details,
         )
+
+    def scores(
+        self,
+        scores: Sequence[Score],
+        *,
+        tests: int | None = None,
+        read: Mapping[str, Any] | None = None,
+        **details: Any,
+    ) -> None:
+        """Judge exact tests at the level of the whole claim; see `decide_scores`. The value is the first one's z."""
+        cases = self.context.calibrated_cases
+        self.finish(
+            self.decide(lambda limits: decide_scores(limits, scores, cases, tests)),
+            scores[0].z,
+            read=read,
+            tests={score.name: {"z": score.z, "effect": score.effect} for score in scores},
+            calibrated_cases=cases,
+            **details,
+        )
+
+    def matching(self, test: MatchingTest, *, read: Mapping[str, Any] | None = None, **details: Any) -> None:
+        """Judge a double matching at the claim's level; see `decide_matching`. The value is the agreement."""
+        cases = self.context.calibrated_cases
+        self.finish(
+            self.decide(lambda limits: decide_matching(limits, test, cases)),
+            test.agreement if test.blocks else None,
+            read=read,
+            score=test.joint,
+            mean_spearman_z=test.z,
+            adjusted_spearman_z=test.z_adjusted,
+            neurons=test.units,
+            probes=test.probes,
+            blocks=[
+                {
+                    "candidate": block.candidate,
+                    "reference": block.reference,
+                    "agreement": block.matching.agreement,
+                    "z": block.matching.z,
+                }
+                for block in test.blocks[:SHOWN_BLOCKS]
+            ],
+            null={
+                "blocks": test.null.count,
+                "borrowed": test.null.borrowed,
+                "largest_agreement": test.null.largest_agreement,
+                "mean_z": test.null.mean,
+                "sd_z": test.null.sd,
+                "maximum_z": test.null.maximum,
+            },
+            layer_map=test.layer_map,
+            searched=test.searched,
+            seed=test.seed,
+            calibrated_cases=cases,
+            **test.detail,
+            **details,
+        )
+
+    def critical_z(self, check: str, tests: int) -> float:
+        """The critical |z| of each of so many tests at the level of another check, corrected for the whole claim."""
+        from checks.statistics.units import critical_z
+
+        alpha = self.threshold_of(check).alpha
+        assert alpha is not None
+        return critical_z(alpha, max(1, self.context.calibrated_cases) * max(1, tests))
 
     def not_applicable(self, reason: str, **details: Any) -> NoReturn:
         """The question does not arise for this pair. Never evidence of scratch."""

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from checks.statistics import shape_pairing
+from checks.statistics.shape_pairing import ShapePairing, pair_by_shape, shape_sample
+
+ALPHA = math.log(1e-6)
+
+
+def normal(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def network(seed: int) -> list[Tensor]:
+    """A small network with kernels, attention, class rows and norms; rows of all share a mean direction."""
+    tensors = [normal(seed + i, 64, 32, 3, 3) for i in range(3)]
+    tensors += [normal(seed + 20 + i, 96, 96) + normal(seed + 60 + i, 1, 96) for i in range(6)]
+    tensors += [normal(seed + 40 + i, 200, 96) * normal(77, 200, 1).exp() + normal(78, 200, 1) for i in range(2)]
+    return tensors + [1 + 0.1 * normal(seed + 50 + i, 96) for i in range(4)]
+
+
+def compare(a: list[Tensor], b: list[Tensor]) -> ShapePairing:
+    return pair_by_shape([shape_sample(one) for one in a], [shape_sample(one) for one in b])
+
+
+def test_a_renamed_reordered_and_tuned_copy_is_found() -> None:
+    a = network(1)
+    order = torch.randperm(len(a), generator=torch.Generator().manual_seed(2)).tolist()
+    b = [a[i] + 0.5 * a[i].std() * normal(900 + i, *a[i].shape) for i in order]
+    found = compare(a, b)
+    assert {pair.index: order[pair.other] for pair in found.pairs} == {i: i for i in range(len(a))}
+    assert found.tests == 11
+    assert found.log_p < ALPHA
+    assert found.share(ALPHA, 0.5) > 0.98
+    assert min(pair.z for pair in found.pairs if pair.z is not None) > 8
+    assert found.searched == 9 + 2 * 36 + 4 + 16
+
+
+def test_an_independent_model_of_the_same_architecture_is_not_accused() -> None:
+    scores, log_p = [], []
+    for seed in range(12):
+        found = compare(network(1000 * seed), network(1000 * seed + 500))
+        assert len(found.pairs) == 15
+        scores += [pair.z for pair in found.pairs if pair.z is not None]
+        log_p.append(found.log_p)
+        # The largest of many similarities is large by the search alone; the tested elements know nothing of it.
+        assert found.share(ALPHA, 0.0) == 0
+    assert max(abs(score) for score in scores) < 4.5
+    assert min(log_p) > math.log(1e-4)
+    assert abs(sum(scores) / len(scores)) < 0.3
+
+
+def test_class_rows_that_any_model_shares_do_not_accuse() -> None:
+    """Rows scaled and shifted by class: their order alone is far from random, that of the columns is not."""
+    found = compare(network(1), network(501))
+    rows = [pair for pair in found.pairs if pair.elements == 200 * 96]
+    # A matrix is turned so that the shorter axis, the channels, comes first.
+    assert max(abs(pair.z_columns) for pair in rows) > 6
+    assert max(abs(pair.z) for pair in rows) < 4
+
+
+def test_transposed_exports_are_found() -> None:
+    a = [normal(1, 40, 96), normal(2, 64, 64), normal(3, 64, 64), normal(4, 64, 64)]
+    found = compare(a, [a[3], a[2].T, a[1], a[0].T])
+    assert {pair.index: pair.other for pair in found.pairs} == {0: 3, 1: 2, 2: 1, 3: 0}
+    assert [pair.turned for pair in found.pairs] == [False, False, True, False]
+    assert min(pair.effect for pair in found.pairs) == pytest.approx(1)
+
+
+def test_pairing_and_test_share_no_row_and_no_column() -> None:
+    a = torch.arange(64 * 80, dtype=torch.float64).reshape(64, 80)
+    sample = shape_sample(a)
+    block = sample.block.long().flatten()
+    assert sample.block.shape == (32, 40, 1)
+    assert len(sample.pairing) == 32 * 40
+    values = sample.pairing.double()
+    # The pairing elements are centred and scaled; their number is restored from two known gaps.
+    used_rows, used_columns = set((block // 80).tolist()), set((block % 80).tolist())
+    free = torch.tensor([[r not in used_rows and c not in used_columns for c in range(80)] for r in range(64)])
+    expected = a[free] - a[free].mean()
+    assert torch.allclose(values.sort().values, (expected / expected.norm()).sort().values, atol=1e-5)
+
+
+@given(seed=st.integers(0, 99), scale=st.sampled_from([1e-30, 2.0, 1e30]))
+@settings(deadline=None, max_examples=10)
+def test_scale_and_dtype_do_not_matter(seed: int, scale: float) -> None:
+    a = [normal(seed + i, 48, 80) for i in range(3)]
+    b = [one + normal(seed + 9 + i, 48, 80) for i, one in enumerate(a)]
+    plain, scaled = compare(a, b), compare([scale * one for one in a], [one.double() for one in b])
+    for one, other in zip(plain.pairs, scaled.pairs, strict=True):
+        assert (one.index, one.other) == (other.index, other.other)
+        assert one.z == pytest.approx(other.z, rel=1e-4)
+    halves = compare([one.bfloat16() for one in a], b)
+    assert [pair.other for pair in halves.pairs] == [0, 1, 2]
+
+
+def test_large_groups_pair_mutual_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shape_pairing, "LARGEST_ASSIGNMENT", 4)
+    a = [normal(i, 32, 48) for i in range(9)]
+    found = compare(a, a[::-1][:7])
+    assert {pair.index: pair.other for pair in found.pairs if pair.similarity > 0.9} == {i: 8 - i for i in range(2, 9)}
+    assert set(found.unpaired) <= {0, 1}
+
+
+def test_vectors_are_paired_and_decide_nothing() -> None:
+    norms = [1 + 0.1 * normal(i, 256) for i in range(5)]
+    found = compare(norms, norms[::-1])
+    assert [pair.other for pair in found.pairs] == [4, 3, 2, 1, 0]
+    assert found.tests == 0
+    assert found.strongest is found.log_p is None
+    assert found.share(ALPHA, 0.1) == 0
+
+
+def test_what_cannot_be_paired_has_a_reason() -> None:
+    for tensor, words in (
+        (torch.zeros(0), "need 64"),
+        (torch.tensor(3.0), "1 elements"),
+        (torch.ones(40, 40), "constant"),
+        (torch.full((40, 40), math.nan), "non-finite"),
+    ):
+        assert words in shape_sample(tensor).reason
+    assert compare([torch.ones(40, 40)], [torch.ones(40, 40)]).pairs == ()
+    short = compare([normal(1, 3, 200)], [normal(1, 3, 200)])
+    assert short.pairs[0].z_rows is None
+    assert short.pairs[0].z > 8
+    with pytest.raises(TypeError, match="dequantise"):
+        shape_sample(torch.ones(40, 40, dtype=torch.int8))
