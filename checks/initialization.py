@@ -16,8 +16,8 @@ def origin(pair: Pair, judge: Judge) -> None:
 
     Null hypothesis: candidate and reference learned apart, from these initial weights or the reference from others.
     Statistic: mean row cosine of same-numbered hidden units of both models, each unit without its projection on the
-    same unit of the initial weights, size of it, 0 to 1. Needs the permutation test of initial weights and candidate to show
-    that one came from the other.
+    same unit of the initial weights, size of it, 0 to 1. Needs the permutation test of initial weights and candidate to
+    show that one came from the other, and an embedding that shares little beyond them.
     Documented: tutorial-qa.md, Q1 (training evidence); weights made again bit for bit are this suite's condition.
     Known false negatives: equal starts and equal data make updates alike, more so early in the training.
     Blind to: initial weights that were only published, which can be the reference with noise: they never pass.
@@ -44,6 +44,14 @@ def origin(pair: Pair, judge: Judge) -> None:
     if found.start.z < critical:
         judge.inconclusive(
             f"no trace of the initial weights in the candidate: z = {found.start.z:.1f}, critical {critical:.2f}",
+            found.beyond_by_size,
+            **details,
+        )
+    limit = judge.threshold.embedding_below
+    assert limit is not None
+    if found.embedding_beyond >= limit:
+        judge.inconclusive(
+            f"the embedding shares {found.embedding_beyond:.2f} beyond the initial weights, bound {limit}",
             found.beyond_by_size,
             **details,
         )

@@ -46,8 +46,13 @@ class Origin:
 
     @property
     def beyond_by_size(self) -> float | None:
-        """The size of what both share beyond the initial weights: the largest |mean row cosine| of a group, 0 to 1."""
-        return max((abs(test.effect) for test in self.beyond.values()), default=None)
+        """What both share of MLPs or of attention beyond the initial weights: the larger |mean row cosine|, 0 to 1."""
+        return max((abs(test.effect) for name, test in self.beyond.items() if name != "embedding"), default=None)
+
+    @property
+    def embedding_beyond(self) -> float:
+        """The same of the embedding; 0 where the models have none in common."""
+        return abs(self.beyond["embedding"].effect) if "embedding" in self.beyond else 0.0
 
 
 def origin(

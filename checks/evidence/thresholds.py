@@ -51,6 +51,7 @@ class Threshold:
     minimum_effect: float | None = None
     minimum_single_effect: float | None = None
     detectable_effect_at_most: float | None = None
+    embedding_below: float | None = None
     nearest: int | None = None
     distance_at_most: float | None = None
     carries_support: bool = False
@@ -107,6 +108,7 @@ class Threshold:
         """The numbers that decide, for the record."""
         names = (
             "supports_below",
+            "embedding_below",
             "contradicts_from",
             "coverage_from",
             "alpha",
