@@ -6,7 +6,7 @@
 Writes a claim "was trained from scratch" for every model of one half, with the half's reference models as its panel,
 runs pytest on all of them, and holds the verdicts against the ancestry. Thresholds are set on the half `setting`; only
 the half `scoring` scores them. Prints tables in Markdown; `--save` writes them, with every value of every check, to
-benchmarks/results/detection-<half>.md and .json.
+benchmarks/results/detection-<half>.md and .json, beside the rows of models that an earlier run saved.
 """
 
 from __future__ import annotations
@@ -216,12 +216,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         rows = scores(claims, run_suite(claims, zoo, arguments.workers, Path(directory)))
     seconds = time.perf_counter() - started
+    saved = RESULTS / f"detection-{arguments.half}.json"
+    if arguments.save and saved.is_file():
+        fresh = {row["claim"] for row in rows}
+        rows = [row for row in json.loads(saved.read_text(encoding="utf-8")) if row["claim"] not in fresh] + rows
     missed = [row["claim"] for row in rows if row["right"] == "REFUTED" and row["verdict"] != "REFUTED"]
     harmed = [
         row["claim"] for row in rows if row["accused"] or (row["right"] == "SUPPORTED" and row["verdict"] == "REFUTED")
     ]
     summary = (
-        f"{arguments.half}: {len(rows)} claims in {seconds:.0f} s; not found: {', '.join(missed) or 'none'}; "
+        f"{arguments.half}: {len(rows)} claims, {len(claims)} of them now in {seconds:.0f} s; not found: {', '.join(missed) or 'none'}; "
         f"accused although innocent: {', '.join(harmed) or 'none'}"
     )
     text = f"{summary}\n\n{tables(rows)}\n"
@@ -229,7 +233,7 @@ def main() -> None:
     if arguments.save:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"detection-{arguments.half}.md").write_text(text, encoding="utf-8")
-        (RESULTS / f"detection-{arguments.half}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        saved.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
