@@ -225,7 +225,8 @@ def main() -> None:
         row["claim"] for row in rows if row["accused"] or (row["right"] == "SUPPORTED" and row["verdict"] == "REFUTED")
     ]
     summary = (
-        f"{arguments.half}: {len(rows)} claims, {len(claims)} of them now in {seconds:.0f} s; not found: {', '.join(missed) or 'none'}; "
+        f"{arguments.half}: {len(rows)} claims, {len(claims)} of them now in {seconds:.0f} s; "
+        f"not found: {', '.join(missed) or 'none'}; "
         f"accused although innocent: {', '.join(harmed) or 'none'}"
     )
     text = f"{summary}\n\n{tables(rows)}\n"
