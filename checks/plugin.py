@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Generator
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
 from checks.checkpoint.device import choose_device
 from checks.checkpoint.errors import CheckpointUnavailable
+from checks.checkpoint.planned_source import NotPlanned
+from checks.checkpoint.read_plan import MODES
+from checks.checkpoint.reading import Reading
 from checks.claim.cases import CandidateParameter, PairParameter
 from checks.claim.collector import (
     CASE,
@@ -26,7 +30,8 @@ from checks.claim.collector import (
 from checks.claim.outcome import classify
 from checks.evidence.judge import ContradictingEvidence, Judge, JudgeContext
 from checks.evidence.record import UNAVAILABLE
-from checks.evidence.thresholds import STRENGTHS, families, thresholds
+from checks.evidence.store import NullStore, ResultStore, Store, StoreError
+from checks.evidence.thresholds import STRENGTHS, families, threshold, thresholds
 from checks.report.session import REVISIONS, REVISIONS_INPUT, ClaimSession
 
 if TYPE_CHECKING:
@@ -35,7 +40,11 @@ if TYPE_CHECKING:
 SUITE = "from scratch"
 HUB: pytest.StashKey[HubAccess] = pytest.StashKey()
 JUDGE = pytest.StashKey[Judge]()
+STORE: pytest.StashKey[ResultStore] = pytest.StashKey()
 EVIDENCE_PROPERTY = "evidence"
+
+BUDGET_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+NO_STORE = "none"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -63,6 +72,38 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="auto",
         help="where statistics are computed: auto (a GPU for each worker, else the CPU), cpu, cuda or cuda:N",
     )
+    add(
+        "read",
+        choices=MODES,
+        default=None,
+        help="how much of the weights to read: screen (may refute, never support), sample (10 to 20 %%) or full; "
+        "default: full for pairs on this disk, screen where a model is streamed from the hub",
+    )
+    add(
+        "budget",
+        metavar="BYTES",
+        type=parse_budget,
+        default=None,
+        help="bytes to read of both models of a pair at most, such as 500MB or 5GB "
+        "(default: 5GB for screen, a fifth of both for sample)",
+    )
+    add("seed", metavar="N", type=int, default=0, help="draws what screen and sample read (default: 0)")
+    add(
+        "store",
+        metavar="DIR",
+        default=None,
+        help="keep measured layers in DIR, so that a killed run resumes and a second one is instant "
+        "(default: in pytest's cache; none: keep nothing)",
+    )
+
+
+def parse_budget(text: str) -> int:
+    """Bytes of `5GB`, `500 MB`, `1.5G` or `1000000`, in powers of ten. Raises argparse.ArgumentTypeError."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*", text, re.IGNORECASE)
+    budget = round(float(found[1]) * BUDGET_UNITS[found[2].upper()]) if found else 0
+    if budget <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of bytes: expected such as 5GB, 500MB or 1000000")
+    return budget
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -71,6 +112,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", f"{family}: checks of the family {family}")
     for strength in STRENGTHS:
         config.addinivalue_line("markers", f"{strength}: checks whose evidence is {strength}")
+    if config.getoption("from_scratch_store") is not None:
+        store_of(config)
     if not is_worker(config):
         config.pluginmanager.register(ClaimSession(config), "from_scratch_session")
 
@@ -155,6 +198,39 @@ def hub_of(config: pytest.Config) -> HubAccess:
     return config.stash[HUB]
 
 
+def store_of(config: pytest.Config) -> ResultStore:
+    """What keeps measured layers: of the directory that was named, else in pytest's cache if that is on.
+
+    All workers share it. Raises pytest.UsageError for a directory that cannot be made.
+    """
+    if STORE not in config.stash:
+        named = config.getoption("from_scratch_store")
+        directory: Path | None = None
+        if named is not None and named != NO_STORE:
+            directory = config.invocation_params.dir / named
+        elif named is None and (cache_of_run := getattr(config, "cache", None)) is not None:
+            directory = cache_of_run.mkdir("from_scratch_store")
+        try:
+            config.stash[STORE] = NullStore() if directory is None else Store(directory)
+        except StoreError as error:
+            raise pytest.UsageError(f"--store: {error}") from error
+    return config.stash[STORE]
+
+
+def asks_for_neurons(session: pytest.Session, parameter: PairParameter) -> bool:
+    """May any selected case of this pair ask for its neurons, so that one pass serves them as well?
+
+    Those that test them do, and suspicions, which ask the weights.
+    """
+    return any(
+        (item.stash[CASE].check == "independence.units" or threshold(item.stash[CASE].check).strength == "suspicion")
+        and getattr(item, "callspec", None) is not None
+        and item.callspec.params.get("pair") == parameter  # type: ignore[attr-defined]
+        for item in session.items
+        if CASE in item.stash
+    )
+
+
 @pytest.fixture(scope="session")
 def candidate(request: pytest.FixtureRequest) -> Any:
     """The model that the claim is about, or one component of it."""
@@ -185,7 +261,14 @@ def pair(request: pytest.FixtureRequest) -> Any:
         # Chosen when weights are about to be read: choosing imports torch.
         partial(device_of, request.config),
         parameter.claimed_prefixes,
+        tests_neurons=asks_for_neurons(request.session, parameter),
+        store=store_of(request.config),
         initial=parameter.initial,
+        reading=Reading(
+            request.config.getoption("from_scratch_read"),
+            request.config.getoption("from_scratch_budget"),
+            request.config.getoption("from_scratch_seed"),
+        ),
     )
 
 
@@ -223,15 +306,34 @@ def judge(request: pytest.FixtureRequest) -> Judge:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
-    """A contradiction and missing weights explain themselves: pytest shows their message without a traceback."""
+    """A contradiction and missing weights explain themselves: pytest shows their message without a traceback.
+
+    A check that needs weights which this run does not read leaves its question open.
+    """
     try:
         return (yield)
+    except NotPlanned as error:
+        _leave_open(pyfuncitem, error)
     except (ContradictingEvidence, CheckpointUnavailable) as error:
         if CASE not in pyfuncitem.stash:
             raise
         if isinstance(error, CheckpointUnavailable) and allows_missing(pyfuncitem.config):
             raise _explained(pytest.skip.Exception(f"{UNAVAILABLE}: {error}"), error) from None
         raise _explained(pytest.fail.Exception(str(error), pytrace=False), error) from None
+
+
+def _leave_open(item: pytest.Function, error: NotPlanned) -> NoReturn:
+    """Record that a case could not be decided from what was read. Raises pytest's skip, or the error itself."""
+    judge: Judge | None = item.stash.get(JUDGE, None)
+    pair: Any = item.funcargs.get("pair")
+    if judge is None or judge.evidence is not None or pair is None or pair.plan is None:
+        raise error
+    # Without the place of the bytes: the same evidence is to have the same words on every machine.
+    judge.inconclusive(
+        f"read only in part: this needs weights that --read {pair.plan.request.mode} does not read; read more with a "
+        "larger --budget, or all with --read full",
+        read=pair.read(),
+    )
 
 
 def allows_missing(config: pytest.Config) -> bool:

@@ -1,7 +1,8 @@
 """Cosine similarity of tensors of equal role: the seed documents' first method, with centred statistics.
 
 Every check here compares tensors of equal name and shape, element by element. None of them sees weights whose units
-were permuted or rotated.
+were permuted or rotated. Of weights that are read in part the cosines are estimates, and their intervals decide
+(docs/reading.md).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from checks.evidence.decisions import decide_by_summary, decide_category
+from checks.evidence.sampled import decide_highest_category, decide_summary
 
 if TYPE_CHECKING:
     from checks.checkpoint.comparison import CosineSummary
@@ -27,7 +28,7 @@ def mean(pair: Pair, judge: Judge) -> None:
     Documented: weight-analysis.md, "Cosine Similarity"; bands in thresholds.yaml.
     Blind to: permutation or rotation of units, other shapes, other layer order.
     """
-    comparison = pair.elementwise()
+    comparison = pair.comparison()
     _judge_summary(
         pair,
         judge,
@@ -46,7 +47,7 @@ def layer(pair: Pair, layer: int, judge: Judge) -> None:
     Documented: weight-analysis.md, "Layer별 Cosine Similarity 계산".
     Blind to: permutation or rotation of units; a reference's layers under other numbers.
     """
-    comparison = pair.elementwise()
+    comparison = pair.comparison()
     if layer not in comparison.layers():
         judge.not_applicable("the candidate's tensors name no weight matrix of this layer", read=pair.read())
     _judge_summary(pair, judge, comparison.layer(layer), "weight matrix of this layer")
@@ -61,7 +62,7 @@ def early_layers(pair: Pair, judge: Judge) -> None:
     Documented: weight-analysis.md, "Layer별 패턴"; tutorial-qa.md, Q3.
     Blind to: what `mean` is blind to.
     """
-    comparison = pair.elementwise()
+    comparison = pair.comparison()
     layers = comparison.layers()
     early = layers[: max(1, math.ceil(len(layers) / 6))]
     per_layer = {index: comparison.layer(index).cosine for index in early}
@@ -76,8 +77,8 @@ def embedding(pair: Pair, judge: Judge) -> None:
     Documented: weight-architecture-qa.md, Q3.
     Blind to: another vocabulary or order of tokens. Unequal shapes say nothing, unlike the documents conclude.
     """
-    summary = pair.elementwise().category("embedding")
-    _judge_summary(pair, judge, summary, "embedding matrix")
+    summary = pair.comparison().category("embedding")
+    _judge_summary(pair, judge, summary, "embedding matrix", is_table=True)
 
 
 def category(pair: Pair, judge: Judge) -> None:
@@ -89,14 +90,14 @@ def category(pair: Pair, judge: Judge) -> None:
     Documented: weight-architecture-qa.md, Q4.
     Known false positives: none for centred cosines; raw cosines of norms are recorded and never decide.
     """
-    comparison = pair.elementwise()
-    found = decide_category(judge.threshold, comparison)
+    comparison = pair.comparison()
+    found = decide_highest_category(judge.threshold, comparison)
     if found is None:
         judge.not_applicable("no tensor has a counterpart of equal name and shape", read=pair.read())
     highest = found[0]
 
     def decide(limits: Threshold) -> Decision:
-        again = decide_category(limits, comparison)
+        again = decide_highest_category(limits, comparison)
         assert again is not None
         return again[1]
 
@@ -110,7 +111,7 @@ def category(pair: Pair, judge: Judge) -> None:
             name
             for name in comparison.categories()
             if comparison.category(name).counterparts
-            and not decide_by_summary(judge.threshold, comparison.category(name)).powered
+            and not decide_summary(judge.threshold, comparison.category(name)).powered
         ],
         ordinary=comparison.ordinary,
         note=f"highest in the category {highest}",
@@ -128,12 +129,18 @@ def profile(pair: Pair, judge: Judge) -> None:
     """
     from checks.statistics.depth import depth_pattern
 
-    comparison = pair.elementwise()
+    comparison = pair.comparison()
     cosines = comparison.layer_cosines()
     defined = [cosine for cosine in cosines.values() if cosine is not None]
     if not defined:
         _judge_summary(pair, judge, comparison.mean(), "weight matrix")
     pattern = depth_pattern(list(cosines.values()))
+    if comparison.is_sampled:
+        layers = [index for index, cosine in cosines.items() if cosine is not None]
+        highest = comparison.layer(max(layers, key=lambda index: cosines[index] or 0.0))
+        note = f"pattern over the {len(layers)} of {len(cosines)} layers that were read: {pattern.name}"
+        _judge_summary(pair, judge, highest, "weight matrix", pattern=pattern.name, per_layer=cosines, note=note)
+        return
     judge(
         max(defined),
         null_elements=min(
@@ -146,10 +153,25 @@ def profile(pair: Pair, judge: Judge) -> None:
     )
 
 
-def _judge_summary(pair: Pair, judge: Judge, summary: CosineSummary, what: str, **details: Any) -> None:
+def _judge_summary(
+    pair: Pair, judge: Judge, summary: CosineSummary, what: str, *, is_table: bool = False, **details: Any
+) -> None:
     if not summary.counterparts:
         judge.not_applicable(f"no {what} has a counterpart of equal name and shape", read=pair.read())
-    judge.summary(summary, read=pair.read(), **details)
+    if not pair.is_sampled:
+        judge.summary(summary, read=pair.read(), **details)
+        return
+    strongest = summary.strongest
+    judge.finish(
+        judge.decide(lambda limits: decide_summary(limits, summary, not is_table)),
+        summary.cosine,
+        read=pair.read(),
+        estimate=None if summary.estimate is None else summary.estimate.as_evidence(),
+        coverage=summary.coverage,
+        compared_tensors=summary.tensors,
+        strongest_tensor=None if strongest is None else {"name": strongest[0], "cosine": strongest[1]},
+        **details,
+    )
 
 
 def _described(summary: CosineSummary) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from checks.checkpoint.errors import CheckpointUnavailable
 from checks.checkpoint.files import CheckpointFiles, LocalFiles
 from checks.checkpoint.header import BITS
 from checks.checkpoint.index import ByteSource, TensorInfo
+from checks.checkpoint.planned_source import planned_source
+from checks.checkpoint.read_plan import TensorRead
 from checks.checkpoint.roles import Role, role_of
 from checks.checkpoint.template import assign_roles
 
@@ -107,6 +109,13 @@ class Checkpoint:
     def source(self) -> ByteSource:
         """Where the bytes of the shards come from, by their names in `index`."""
         return self.files.source()
+
+    def read_only(self, reads: Mapping[str, TensorRead]) -> None:
+        """From now on read nothing but this, by stored names; any other byte raises NotPlanned.
+
+        What comes from a hub is kept in temporary files, so that each byte is fetched once.
+        """
+        self.source = planned_source(self.source, self.index, reads, keep=self.directory is None)
 
     def _role(self, stored_name: str) -> Role:
         """The role that the template of the model type gives, else what the name says; none where both disagree."""

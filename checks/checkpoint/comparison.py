@@ -10,13 +10,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from checks.checkpoint.checkpoint import Checkpoint, TensorEntry
-from checks.checkpoint.matching import predicts_further_tokens
+from checks.checkpoint.matching import predicts_further_tokens, tensor_pairs
 from checks.checkpoint.roles import CATEGORIES
 
 if TYPE_CHECKING:
     from checks.checkpoint.ledger import LayerStore
     from checks.checkpoint.neurons import NeuronGroup
+    from checks.checkpoint.read_plan import ReadPlan
     from checks.statistics.elementwise import ElementwiseSums
+    from checks.statistics.sampling import CosineEstimate
 
 # Categories whose elements are no weight matrix of a layer.
 _NOT_IN_LAYERS = frozenset({"norm", "bias", "embedding", "output"})
@@ -28,31 +30,49 @@ TELLING_ELEMENTS = 2500
 
 @dataclass(frozen=True)
 class TensorComparison:
-    """Two tensors of equal role, or name, and shape. `sums`: None if they are equal, and were not read to know it."""
+    """Two tensors of equal role, or name, and shape. `sums`: None if they are equal, and were not read to know it.
+
+    `estimate`: of tensors that were read by a plan, in part or whole; there are no sums then.
+    """
 
     entry: TensorEntry
     sums: ElementwiseSums | None
     reference_name: str | None = None
+    estimate: CosineEstimate | None = None
 
     @property
     def cosine(self) -> float | None:
-        """Centred cosine, -1 to 1; None for a constant tensor or one without finite values."""
+        """Centred cosine, -1 to 1, estimated if need be; None for a constant tensor or one without finite values."""
+        if self.estimate is not None:
+            return self.estimate.cosine
         return 1.0 if self.sums is None else self.sums.centred_cosine
 
     @property
+    def certain_cosine(self) -> float | None:
+        """The centred cosine, or of an estimate the end of its interval that is nearer to 0; None without either."""
+        if self.estimate is None or self.estimate.is_complete or self.estimate.drawn_equal:
+            return self.cosine
+        interval = self.estimate.interval
+        if interval is None:
+            return None
+        return 0.0 if interval[0] <= 0 <= interval[1] else min(interval, key=abs)
+
+    @property
     def raw_cosine(self) -> float | None:
-        """Cosine of the tensors as they are, -1 to 1; None for zeros or without finite values."""
+        """Cosine of the tensors as they are, -1 to 1; None for zeros, without finite values, and for an estimate."""
+        if self.estimate is not None:
+            return None
         return 1.0 if self.sums is None else self.sums.cosine
 
     @property
     def elements(self) -> int:
-        """Elements that are finite on both sides."""
+        """Elements that are finite on both sides; of an estimate those that it speaks of, read or not."""
         return self.entry.elements if self.sums is None else self.sums.n
 
     @property
     def freedom(self) -> int:
-        """Independent elements of the cosine: centring takes one."""
-        return max(0, self.elements - 1)
+        """Independent elements of the cosine, of those that were read: centring takes one."""
+        return max(0, (self.elements if self.estimate is None else self.estimate.elements_read) - 1)
 
 
 @dataclass(frozen=True)
@@ -67,6 +87,8 @@ class CosineSummary:
     tensors: int
     counterparts: int  # tensors with a counterpart, also those whose cosine is undefined
     strongest: tuple[str, float] | None = None  # the matrix with the largest |cosine|, of those large enough to tell
+    estimate: CosineEstimate | None = None  # where not everything was read
+    may_support: bool = True  # False where so little was read that it may only contradict
 
     @property
     def coverage(self) -> float:
@@ -84,6 +106,13 @@ class Comparison:
     ordinary: dict[str, str] = field(default_factory=dict)  # tensors that any model could have: name → reason
     nonfinite: dict[str, int] = field(default_factory=dict)  # tensor → elements that are not finite on either side
     neurons: tuple[NeuronGroup, ...] | None = None  # the tests of the MLPs' neurons, if they were asked for
+    plan: ReadPlan | None = None  # what was read; None for everything
+    paired: frozenset[str] = frozenset()  # with a plan: the candidate's tensors with a counterpart, read or not
+
+    @property
+    def is_sampled(self) -> bool:
+        """Was it read in part, so that cosines are estimates, and there are no hashes and sums?"""
+        return self.plan is not None
 
     @cached_property
     def is_layered(self) -> bool:
@@ -96,7 +125,7 @@ class Comparison:
 
     def layer(self, layer: int) -> CosineSummary:
         """The weight matrices of one layer."""
-        return self._summary(self._matrices_by_layer.get(layer, []))
+        return self._summary(self._matrices_by_layer.get(layer, []), self._is_read(layer))
 
     def mean(self, layers: Sequence[int] | None = None) -> CosineSummary:
         """Mean over layers (all, or some) of their size-weighted centred cosine: every layer weighs the same.
@@ -116,6 +145,8 @@ class Comparison:
             tensors=sum(summary.tensors for summary in per_layer),
             counterparts=sum(summary.counterparts for summary in per_layer),
             strongest=_strongest(summary.strongest for summary in per_layer),
+            estimate=_combined((summary.estimate, 1) for summary in defined),
+            may_support=self.plan is None or self.plan.may_support,
         )
 
     def layer_cosines(self) -> dict[int, float | None]:
@@ -169,9 +200,13 @@ class Comparison:
         in_layers = sum(entry.weights for entries in self._matrices_by_layer.values() for entry in entries)
         return sum(entry.weights for entry in self._matrices) - in_layers
 
-    def _summary(self, entries: Iterable[TensorEntry]) -> CosineSummary:
+    def _is_read(self, layer: int) -> bool:
+        """Does what was read say something of a layer? A screening does of those that it read whole."""
+        return self.plan is None or self.plan.may_support or not self.is_layered or layer in self.plan.candidate.layers
+
+    def _summary(self, entries: Iterable[TensorEntry], is_read: bool = True) -> CosineSummary:
         wanted = [entry for entry in entries if entry.name not in self.ordinary]
-        compared = [self._by_name[entry.name] for entry in wanted if entry.name in self._by_name]
+        compared = [self._by_name[entry.name] for entry in wanted if is_read and entry.name in self._by_name]
         defined = [one for one in compared if one.cosine is not None]
         # Gain vectors of a model's layers resemble each other, and the rows of an embedding or a head share a mean
         # direction: both count as one vector of the hidden dimension.
@@ -184,13 +219,15 @@ class Comparison:
             candidate_elements=sum(entry.weights for entry in wanted),
             null_elements=max(widths, default=0) if shared else sum(one.freedom for one in defined),
             tensors=len(defined),
-            counterparts=len(compared),
+            counterparts=len(compared) if self.plan is None else sum(entry.name in self.paired for entry in wanted),
             strongest=_strongest(
-                (one.entry.name, one.cosine)
+                (one.entry.name, one.certain_cosine)
                 for one, width in zip(defined, widths, strict=True)
-                if one.cosine is not None and len(one.entry.shape) >= 2
+                if one.certain_cosine is not None and len(one.entry.shape) >= 2
                 if (width if one.entry.role.category in _SHARED_DIRECTION else one.freedom) >= TELLING_ELEMENTS
             ),
+            estimate=_combined((one.estimate, one.elements) for one in defined),
+            may_support=self.plan is None or self.plan.may_support,
         )
 
 
@@ -232,6 +269,46 @@ def compare(
     return Comparison(
         candidate, compared, measured.identical, dict(measured.ordinary), nonfinite, neurons=measured.neurons
     )
+
+
+def compare_part(
+    candidate: Checkpoint,
+    reference: Checkpoint,
+    plan: ReadPlan,
+    device: str = "cpu",
+    *,
+    with_neurons: bool = False,
+    store: LayerStore | None = None,
+) -> Comparison:
+    """Like `compare`, from what a plan reads: cosines are estimates, and nothing is known of equal bytes.
+
+    Raises CheckpointUnavailable.
+    """
+    from checks.checkpoint.partial import measure_part
+
+    measured = measure_part(candidate, reference, plan, device, with_neurons, store)
+    tensors = {names: one for names, one in measured.tensors.items() if one.ordinary is None}
+    return Comparison(
+        candidate,
+        tuple(
+            TensorComparison(candidate.tensors[name], None, other, one.estimate)
+            for (name, other), one in tensors.items()
+        ),
+        (),
+        {name: one.ordinary for (name, _), one in measured.tensors.items() if one.ordinary is not None},
+        {name: one.nonfinite for (name, _), one in tensors.items() if one.nonfinite},
+        measured.neurons,
+        plan,
+        frozenset(tensor_pairs(candidate, reference)),
+    )
+
+
+def _combined(parts: Iterable[tuple[CosineEstimate | None, int]]) -> CosineEstimate | None:
+    """The estimate of a weighted mean; None of none."""
+    from checks.statistics.sampling import combine
+
+    estimates = [(estimate, float(weight)) for estimate, weight in parts if estimate is not None]
+    return combine(estimates) if estimates else None
 
 
 def _strongest(tensors: Iterable[tuple[str, float] | None]) -> tuple[str, float] | None:

@@ -32,8 +32,8 @@ class Ledger(Generic[Value]):
     """The values of one statistic.
 
     `key`: candidate, reference, statistic and version; `layers`: the items of each layer. `write` and `read` turn a
-    value into JSON and back, and lose no bit of it. A layer whose kept items are others, or cannot be read, is measured
-    again.
+    value into JSON and back, and lose no bit of it. `reading`: how the checkpoints are read, with what it depends on.
+    A layer whose kept items are others, or cannot be read, is measured again.
     """
 
     def __init__(
@@ -43,9 +43,11 @@ class Ledger(Generic[Value]):
         layers: Mapping[str, Iterable[Item]],
         write: Callable[[Value], Any],
         read: Callable[[Item, Any], Value],
+        reading: str = FULL,
     ) -> None:
         self.values: dict[Item, Value] = {}
         self._store = store
+        self._reading = reading
         self._key = key
         self._write = write
         self._layers = {label: tuple(items) for label, items in layers.items()}
@@ -73,10 +75,10 @@ class Ledger(Generic[Value]):
             del self._missing[label]
             if self._store is not None:
                 measured = [[*item, self._write(self.values[item])] for item in self._layers[label]]
-                self._store.put((*self._key, label, FULL), {"measured": measured})
+                self._store.put((*self._key, label, self._reading), {"measured": measured})
 
     def _found(self, label: str, read: Callable[[Item, Any], Value]) -> dict[Item, Value]:
-        stored = self._store.get((*self._key, label, FULL)) if self._store is not None else None
+        stored = self._store.get((*self._key, label, self._reading)) if self._store is not None else None
         try:
             entries = [(tuple(entry[:-1]), entry[-1]) for entry in stored["measured"]] if stored else []
             return {item: read(item, value) for item, value in entries if self._label.get(item) == label}

@@ -18,6 +18,12 @@ ONE_CHECK = ("example.yaml", "-k", "mean")
 Write = Callable[..., None]
 
 
+@pytest.fixture(autouse=True)
+def _everything_is_read(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models on the hub are screened by default, see test_hub_reading.py."""
+    monkeypatch.setenv("PYTEST_ADDOPTS", "--read full --store none")
+
+
 @pytest.fixture
 def commits(hub: Any, examples: Path) -> dict[str, str]:
     """The example models as org/independent, org/base and org/derived on a hub."""

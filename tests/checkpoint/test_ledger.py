@@ -79,3 +79,14 @@ def test_a_layer_that_cannot_be_read_is_measured_again(payload: dict[str, Any]) 
     store = Store()
     store.put((*KEY, "1", "full"), payload)
     assert ("c", "z") in ledger(store).missing
+
+
+def test_another_way_of_reading_has_values_of_its_own() -> None:
+    store = Store()
+    first = Ledger(store, KEY, {"0": [("a", "x")]}, float.hex, lambda _, stored: float.fromhex(stored), "sample seed 1")
+    first.add(("a", "x"), 0.1)
+    for reading, found in (("sample seed 1", {("a", "x"): 0.1}), ("sample seed 2", {}), ("full", {})):
+        again = Ledger(
+            store, KEY, {"0": [("a", "x")]}, float.hex, lambda _, stored: float.fromhex(stored), reading=reading
+        )
+        assert again.values == found
