@@ -39,8 +39,8 @@ def wasserstein(pair: Pair, judge: Judge) -> None:
     Null hypothesis: none: models of one recipe have nearly equal distributions without any relation; the distance after
     random permutations of the channels is recorded beside it.
     Statistic: first Wasserstein distance of both projections over their pooled standard deviation (the document gives
-    bounds and no scale), mean over the components, the smaller of embedding and readers; judged is 1 less that distance,
-    so that 1 is equal. Beside it the same distance of the bare elements.
+    bounds and no scale), mean over the components, the smaller of embedding and readers; judged is 1 less that
+    distance, so that 1 is equal. Beside it the same distance of the bare elements.
     Documented: tutorial-qa.md, "PCA Wasserstein Dist" (0.05 and 0.5); the scale is this suite's.
     Blind to: rotated residual streams; other widths.
     """

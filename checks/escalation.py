@@ -6,15 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from checks.checkpoint import measures
 from checks.checkpoint.errors import CheckpointUnavailable
-from checks.evidence.decisions import (
-    Decision,
-    decide_by_bands,
-    decide_by_summary,
-    decide_calibrated,
-    decide_category,
-)
+from checks.evidence.decisions import Decision, decide_by_bands, decide_calibrated, decide_matching
 from checks.evidence.record import CONTRADICTS, INCONCLUSIVE, SUPPORTS
+from checks.evidence.sampled import decide_highest_category, decide_summary
 
 if TYPE_CHECKING:
     from checks.checkpoint.comparison import CosineSummary
@@ -37,17 +33,19 @@ def weigh_pair(pair: Pair, judge: Judge) -> WeightOpinion:
     """Do this reference's weights confirm a suspicion or clear it?
 
     Measures the pair itself, with the thresholds of the claim, and does not look at other cases: equal tensors, the
-    mean and the highest category's centred cosine, and the permutation test of neurons. Inherited if any contradicts;
+    mean and the highest category's centred cosine, the permutation test of neurons, and their anchored matching.
+    Inherited if any contradicts;
     independent if none does and one that SUPPORTED may rest on supports with power; inconclusive otherwise, and without
     weights.
     """
     try:
         decisions = {
             "identity.sha256": _equal_tensors(pair, judge),
-            "similarity.mean": _summary(pair.elementwise().mean(), "similarity.mean", judge),
-            "similarity.embedding": _summary(pair.elementwise().category("embedding"), "similarity.embedding", judge),
+            "similarity.mean": _summary(pair.comparison().mean(), "similarity.mean", judge),
+            "similarity.embedding": _summary(pair.comparison().category("embedding"), "similarity.embedding", judge),
             "similarity.category": _highest_category(pair, judge),
             "independence.units": _neurons(pair, judge),
+            "independence.anchored": _anchored(pair, judge),
         }
     except CheckpointUnavailable as error:
         return WeightOpinion(INCONCLUSIVE, f"no weights to ask: {error}")
@@ -75,6 +73,8 @@ def _reasons(decisions: Mapping[str, Decision], names: list[str]) -> str:
 
 
 def _equal_tensors(pair: Pair, judge: Judge) -> Decision:
+    if pair.is_sampled:
+        return Decision(INCONCLUSIVE, "hashes need every byte")
     equal = len(pair.elementwise().identical)
     return judge.decide(lambda limits: decide_by_bands(limits, equal), "identity.sha256")
 
@@ -82,12 +82,12 @@ def _equal_tensors(pair: Pair, judge: Judge) -> Decision:
 def _summary(summary: CosineSummary, check: str, judge: Judge) -> Decision:
     if not summary.counterparts:
         return Decision(INCONCLUSIVE, "no tensor has a counterpart of equal name and shape")
-    return judge.decide(lambda limits: decide_by_summary(limits, summary), check)
+    return judge.decide(lambda limits: decide_summary(limits, summary), check)
 
 
 def _highest_category(pair: Pair, judge: Judge) -> Decision:
     def decide(limits: Threshold) -> Decision:
-        found = decide_category(limits, pair.elementwise())
+        found = decide_highest_category(limits, pair.comparison())
         return found[1] if found else Decision(INCONCLUSIVE, "no tensor has a counterpart of equal name and shape")
 
     return judge.decide(decide, "similarity.category")
@@ -99,3 +99,11 @@ def _neurons(pair: Pair, judge: Judge) -> Decision:
         return Decision(INCONCLUSIVE, "no MLP has a counterpart of equal shape in the same place")
     cases = judge.context.calibrated_cases
     return judge.decide(lambda limits: decide_calibrated(limits, tests, cases), "independence.units")
+
+
+def _anchored(pair: Pair, judge: Judge) -> Decision:
+    if not all(model.layers for model in pair.canonical):
+        return Decision(INCONCLUSIVE, "a model has no layers of its own")
+    test = pair.once(measures.matching_by_anchors)
+    cases = judge.context.calibrated_cases
+    return judge.decide(lambda limits: decide_matching(limits, test, cases), "independence.anchored")

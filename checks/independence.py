@@ -125,8 +125,9 @@ def neurons(pair: Pair, judge: Judge) -> None:
     """Do the candidate's neurons find their partners in the reference by what they make of the same tokens?
 
     Null hypothesis: independent training; matched by the gate and by the up projection, a neuron then finds two
-    unrelated partners. Statistic: share of neurons to which both matchings give the same one, over mapped blocks, against blocks
-    that do not belong together, measured in this run. The layer map is found by the same statistic and counted.
+    unrelated partners. Statistic: share of neurons to which both matchings give the same one, and Spearman's z of both
+    matchings, over mapped blocks, against blocks that do not belong together in this run. The layer map is found by
+    the same statistic and counted.
     Documented: Zhu et al., arXiv 2502.12292, "MATCH"; null, probes and bounds of this suite.
     Assumes at least 512 tokens in common, and embeddings that were not replaced: independence.anchored needs neither.
     Known false positives: neurons that answer to one token arise in every model, which the in-run null shows.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,6 +26,10 @@ from checks.evidence.record import Evidence
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("suite")
 
+# In-process runs of pytest forget the modules that they imported, and these cannot be loaded twice.
+for _module in ("numpy.fft", "scipy.optimize", "scipy.special", "transformers"):
+    importlib.import_module(_module)
+
 # As the plugin does; on a busy machine torch's threads wait for each other most of the time.
 torch.set_num_threads(1)
 
@@ -44,6 +49,16 @@ def repository() -> Path:
 def examples() -> Path:
     """The trained checkpoints of the repository: base, independent, derived."""
     return EXAMPLES
+
+
+@pytest.fixture(scope="session")
+def small_zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small half of the lineage zoo; a model's directory is `small_zoo / "llama_rotated"`. Takes half a minute."""
+    from tests.zoo.build import build  # loads transformers
+
+    output = tmp_path_factory.mktemp("zoo")
+    build(output, ("small",), quiet=True)
+    return output / "small"
 
 
 @pytest.fixture

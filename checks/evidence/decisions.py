@@ -244,21 +244,18 @@ def decide_matching(limits: Threshold, test: MatchingTest, calibrated_cases: int
         return Decision(INCONCLUSIVE, str(finding.reason), keeps_open=False)
     strongest = test.strongest
     assert strongest is not None
-    assert test.joint is not None
-    shown = f"{test.agreement:.1%} of {test.units} neurons find one partner by both matchings (score {test.joint:.1f})"
+    assert test.joint_z is not None
+    shown = (
+        f"{test.agreement:.1%} of {test.units} neurons find one partner by both matchings (joint z {test.joint_z:.1f})"
+    )
     if finding.dependent:
-        one = (
-            ""
-            if finding.block is None
-            else f", {finding.block.matching.agreement:.1%} in layer {finding.block.candidate[0]}"
-        )
-        return Decision(CONTRADICTS, f"{shown}{one}; critical {critical:.2f}; {null}", True)
-    remarkable = max(test.joint, test.null.agreement_z(strongest.matching) or 0.0) >= critical
-    if remarkable:
+        block = finding.block
+        alone = "" if block is None else f", {block.matching.agreement:.1%} in layer {block.candidate[0]}"
+        return Decision(CONTRADICTS, f"{shown}{alone}; critical {critical:.2f}; {null}", True)
+    highest = max(test.joint_z, test.z_adjusted(strongest) or 0.0)
+    if highest >= critical:
         return Decision(
             INCONCLUSIVE,
-            f"{shown}: the score is remarkable (critical {critical:.2f}), the agreement small; {null}",
-            True,
-            False,
+            f"{shown}: z = {highest:.1f} reaches the critical {critical:.2f}, the agreement is small; {null}",
         )
     return Decision(SUPPORTS, f"{shown}: as expected of independent weights (critical {critical:.2f}); {null}", True)

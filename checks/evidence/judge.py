@@ -152,9 +152,9 @@ class Judge:
             self.decide(lambda limits: decide_matching(limits, test, cases)),
             test.agreement if test.blocks else None,
             read=read,
-            score=test.joint,
-            mean_spearman_z=test.z,
-            adjusted_spearman_z=test.z_adjusted,
+            joint_z=test.joint_z,
+            mean_z=test.z,
+            agreement_score=test.agreement_score,
             neurons=test.units,
             probes=test.probes,
             blocks=[
@@ -206,6 +206,8 @@ class Judge:
         """Record a decision and tell pytest. A case is judged once; a second time is an error of the check."""
         if self.evidence is not None:
             raise RuntimeError(f"{self.check} judged its case twice; a case has one outcome")
+        if decision.outcome == SUPPORTS and (read or {}).get("may_support") is False:
+            decision = Decision(INCONCLUSIVE, f"a screening may refute, not support ({decision.reason})")
         outcome = decision.outcome
         if outcome == CONTRADICTS and self.context.disclosed:
             outcome = DISCLOSED

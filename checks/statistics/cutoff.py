@@ -10,6 +10,8 @@ import numpy as np
 
 # A drop of the log likelihood by this much is outside of the interval: 95 % for one parameter (half of 3.84).
 INTERVAL_DROP = 1.92
+# An estimate must be likelier than guessing by this much, in nats: e^-6 times 50 months is about one in ten at worst.
+MINIMUM_GAIN = 6.0
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def estimate_cutoff(answers: Sequence[DatedAnswer]) -> CutoffEstimate | None:
     """The most likely last month of a model that knows a constant share up to it and guesses after it.
 
     Maximum likelihood over all months between the questions, with the share estimated for each. None without answers,
-    and when guessing alone is as likely.
+    and when guessing alone is nearly as likely.
     """
     if not answers:
         return None
@@ -94,7 +96,7 @@ def estimate_cutoff(answers: Sequence[DatedAnswer]) -> CutoffEstimate | None:
     months = range(first - 1, last + 1)
     likelihoods = [_log_likelihood(answers, month) for month in months]
     highest = max(likelihoods)
-    if highest - guessing <= INTERVAL_DROP:
+    if highest - guessing <= MINIMUM_GAIN:
         return None
     near = [month for month, value in zip(months, likelihoods, strict=True) if highest - value <= INTERVAL_DROP]
     # Of equally likely months the last: nothing was asked between them.

@@ -11,6 +11,8 @@ from torch import Tensor
 from checks.statistics.double_matching import unit_rows
 
 QUANTILES = 48
+# Neurons whose directions the quantiles are taken over: the largest of an MLP.
+POPULATION = 1024
 # Neurons whose best match is sought when two MLPs are compared as a whole.
 SAMPLED_ROWS = 128
 
@@ -58,16 +60,15 @@ def make_neurons(gate: Tensor | None, up: Tensor, down: Tensor, count: int | Non
         raise ValueError(f"views have shapes {[tuple(view.shape) for view in views]}; need the same [units, width]")
     if not all(bool(view.isfinite().all()) for view in views):
         raise ValueError("an MLP holds non-finite values")
-    norms = torch.stack([view.norm(dim=1) for view in views])
-    rows = [unit_rows(view.float()) for view in views]
-    usable = torch.stack([(row != 0).any(1) for row in rows]).all(0) & ~_is_copy(rows)
-    log_norms = norms.double().clamp_min(torch.finfo(torch.float64).tiny).log()
+    norms = torch.stack([view.float().norm(dim=1) for view in views])
+    smallest = torch.finfo(torch.float32).eps * norms.amax(1, keepdim=True) if norms.numel() else norms
+    log_norms = norms.double().clamp_min(torch.finfo(torch.float32).tiny).log()
     log_sizes = log_norms.sum(0)
-    numbers = usable.nonzero()[:, 0]
+    numbers = ((norms > smallest).all(0) & ~_is_copy(views, norms)).nonzero()[:, 0]
     if count is not None and numbers.shape[0] > count:
         largest = log_sizes[numbers].argsort(descending=True, stable=True)[:count]
         numbers = numbers[largest].sort().values
-    kept = [row[numbers] for row in rows]
+    kept = [unit_rows(view[numbers].float()) for view in views]
     return Neurons(
         kept[0],
         tuple(kept[1:]),
@@ -83,17 +84,19 @@ def signature(neurons: Neurons) -> Tensor:
     """Features [h, f] of each neuron, unit rows, that depend on no basis, numbering, sign or scale.
 
     Half of their weight have the quantiles (0.5 to 99.5 %) of the cosines between what the neuron reads or writes and
-    what all neurons of the MLP read at the gate or write; signs that are free do not count. The other half have ranks
-    among the neurons: of the cosines between the neuron's own views, and of its norms. Every feature is standardised
-    over the neurons. Two readings in one layer are enough: nothing of any other layer is used.
+    what the neurons of the MLP read or write (of many the largest 1024, so that both sides ask the same); signs that
+    are free do not count. The other half have ranks among the neurons: of the cosines between the neuron's own views,
+    and of its norms. Every feature is standardised over the neurons. Nothing of any other layer is used.
     """
     fixed, others, free = neurons.fixed, neurons.others, neurons.sign_free
     if neurons.count == 0:
         width = 2 * len(others) + 2 * (free and len(others) > 1)
         return fixed.new_zeros(0, (1 + 2 * len(others)) * QUANTILES + width)
-    groups = [_quantiles(fixed @ fixed.T, False)]
-    groups += [_quantiles(other @ fixed.T, free) for other in others]
-    groups += [_quantiles(view @ others[-1].T, free) for view in (fixed, *others[:-1])]
+    asked = neurons.log_sizes.argsort(descending=True, stable=True)[:POPULATION]
+    read, written = fixed[asked], others[-1][asked]
+    groups = [_quantiles(fixed @ read.T, False)]
+    groups += [_quantiles(other @ read.T, free) for other in others]
+    groups += [_quantiles(view @ written.T, free) for view in (fixed, *others[:-1])]
     own = [(fixed * other).sum(1) for other in others]
     ranked = [(first * second).sum(1) for first, second in pairwise(others)]
     if free and len(own) > 1:
@@ -150,14 +153,24 @@ def _standardised(features: Tensor) -> Tensor:
     return torch.where(spread > 1e-6 * features.abs().amax(0).clamp_min(1e-30), centred / spread, 0.0)
 
 
-def _is_copy(rows: list[Tensor]) -> Tensor:
-    """Which neurons equal one before them in every view: found by one random projection, since copies project alike."""
+def _is_copy(views: list[Tensor], norms: Tensor) -> Tensor:
+    """Which neurons equal an earlier one in every view: neighbours on a random direction, then compared in full.
+
+    A copy is missed where another neuron lies between by chance.
+    """
     generator = torch.Generator().manual_seed(0)
-    total = torch.zeros(rows[0].shape[0], dtype=torch.float64, device=rows[0].device)
-    for row in rows:
-        direction = torch.randn(row.shape[1], dtype=torch.float64, generator=generator).to(row.device)
-        total += row.double() @ direction
+    units = norms.clamp_min(torch.finfo(torch.float32).tiny)
+    total = torch.zeros_like(units[0])
+    for view, norm in zip(views, units, strict=True):
+        direction = torch.randn(view.shape[1], generator=generator).to(view.device)
+        total += view.float() @ direction / norm
     ordered = total.sort(stable=True)
-    same = torch.zeros_like(total, dtype=torch.bool)
-    same[ordered.indices[1:]] = ordered.values.diff().abs() < 1e-9
-    return same
+    near = (ordered.values.diff() < 1e-4).nonzero()[:, 0]
+    one, other = ordered.indices[near], ordered.indices[near + 1]
+    same = torch.ones_like(near, dtype=torch.bool)
+    for view, norm in zip(views, units, strict=True):
+        products = (view[one].double() * view[other].double()).sum(1)
+        same &= products > (1 - 1e-6) * norm[one].double() * norm[other].double()
+    copies = torch.zeros_like(total, dtype=torch.bool)
+    copies[other[same]] = True
+    return copies

@@ -1,16 +1,15 @@
-"""Fixtures of the lineage zoo: its small part, trained once in a test run, and tiny models that are not trained."""
+"""Fixtures of the lineage zoo: tiny models that are not trained."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests.zoo.build import build, prepare
+from tests.zoo.build import prepare
 from tests.zoo.weights import Weights, read_weights
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -18,14 +17,6 @@ SHAPES: dict[str, dict[str, Any]] = {
     "qwen2": {"tie_word_embeddings": True},
     "mixtral": {"tie_word_embeddings": False, "num_local_experts": 4, "num_experts_per_tok": 2},
 }
-
-
-@pytest.fixture(scope="session")
-def small_zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small half of the zoo; a model's directory is `small_zoo / "llama_rotated"`. Takes half a minute."""
-    output = tmp_path_factory.mktemp("zoo")
-    build(output, ("small",), quiet=True)
-    return output / "small"
 
 
 @pytest.fixture(scope="session")
