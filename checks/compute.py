@@ -95,7 +95,12 @@ def flops(candidate: Candidate, judge: Judge) -> None:
         decision,
         value,
         active_parameters=active.as_record(),
-        accelerator={"name": accelerator.name, "peaks": accelerator.peaks, "source": accelerator.source},
+        accelerator={
+            "name": accelerator.name,
+            "peaks": accelerator.peaks,
+            "source": accelerator.source,
+            "unverified": accelerator.unverified,
+        },
         decided_by=fastest,
         readings=rows,
         published=[{"value": one.value, "what": one.what, "source": one.source} for one in published_utilisations()],

@@ -235,15 +235,22 @@ def asks_for_neurons(session: pytest.Session, parameter: PairParameter) -> bool:
 def candidate(request: pytest.FixtureRequest) -> Any:
     """The model that the claim is about, or one component of it."""
     from checks.checkpoint.candidate import Candidate
+    from checks.checkpoint.model import Model
 
     parameter: CandidateParameter = _parameter(request)
+    hub = hub_of(request.config)
     return Candidate(
         parameter.candidate,
         parameter.component,
         parameter.prefixes,
         parameter.training,
         parameter.panel,
-        hub_of(request.config),
+        hub,
+        references=tuple(Model(one.source, parameter.component, one.prefixes, hub) for one in parameter.references),
+        disclosed=parameter.disclosed,
+        behavior=parameter.behavior,
+        device=partial(device_of, request.config),
+        offline=bool(request.config.getoption("from_scratch_offline")),
     )
 
 

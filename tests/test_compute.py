@@ -46,6 +46,7 @@ def test_deepseek_v3_is_plausible(judged: Judged) -> None:
     assert evidence.outcome == SUPPORTS
     assert "not proof" in evidence.reason
     assert evidence.details["decided_by"] == "fp8"
+    assert evidence.details["accelerator"]["unverified"] is True
     assert evidence.value == pytest.approx(3.2856e24 / (2.788e6 * 3600 * 1978.9e12))
     assert 0.16 < (evidence.value or 0) < 0.17
     assert "plausible" in (evidence.band or "")

@@ -19,12 +19,13 @@ ALIASES = {"float8": "fp8", "e4m3": "fp8", "mxfp8": "fp8", "bfloat16": "bf16", "
 
 @dataclass(frozen=True)
 class Accelerator:
-    """peaks: precision → dense operations per second. source: where the figures stand."""
+    """peaks: precision → dense operations per second. source: where the figures stand; unverified: it was not seen."""
 
     name: str
     words: frozenset[str]
     peaks: Mapping[str, float]
     source: str
+    unverified: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ def accelerators() -> tuple[Accelerator, ...]:
             frozenset(entry["words"]),
             MappingProxyType({precision: float(peak) for precision, peak in entry["peaks"].items()}),
             document["sources"][entry["source"]],
+            entry.get("unverified", False),
         )
         for name, entry in document["accelerators"].items()
     )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from checks.checkpoint.hub_access import HubAccess
 from checks.checkpoint.model import Model
+from checks.claim.behavior import Behavior
 from checks.claim.model import ModelSource
 from checks.claim.training import Training
 
@@ -19,7 +22,18 @@ class Candidate(Model):
         training: Training,
         panel: frozenset[str],
         hub: HubAccess | None = None,
+        *,
+        references: tuple[Model, ...] = (),
+        disclosed: frozenset[str] = frozenset(),
+        behavior: Behavior | None = None,
+        device: Callable[[], str] = lambda: "cpu",
+        offline: bool = False,
     ) -> None:
         super().__init__(source, component, prefixes, hub)
         self.training = training
         self.panel = panel
+        self.references = references
+        self.disclosed = disclosed
+        self.behavior = behavior
+        self.device = device
+        self.offline = offline

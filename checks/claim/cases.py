@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from checks.claim.behavior import Behavior
 from checks.claim.discovery import Check, discovered_checks
 from checks.claim.initial import InitialWeights
 from checks.claim.model import Claim, Component, ModelSource, Reference
@@ -21,6 +22,9 @@ class CandidateParameter:
     prefixes: tuple[str, ...]
     training: Training
     panel: frozenset[str]
+    references: tuple[Reference, ...] = ()
+    disclosed: frozenset[str] = frozenset()
+    behavior: Behavior | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,9 @@ def candidate_parameter(claim: Claim, component: Component) -> CandidateParamete
         component.prefixes,
         claim.training,
         frozenset(reference.source.name for reference in component.panel),
+        component.panel,
+        component.disclosed,
+        claim.behavior,
     )
 
 

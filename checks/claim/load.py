@@ -14,6 +14,7 @@ from checks.catalog.architecture import Architecture, from_config
 from checks.catalog.comparison import five_keys
 from checks.catalog.entry import keys as catalog_keys
 from checks.catalog.nearest import nearest
+from checks.claim.behavior import behavior_from
 from checks.claim.discovery import check_names
 from checks.claim.initial import InitialWeights, initial_from
 from checks.claim.model import Claim, Component, ModelSource, Reference, ThresholdOverride
@@ -105,7 +106,7 @@ class _ClaimBuilder:
         selection = self.data.get("checks", {})
         overrides = self._overrides()
         components = self._components(model) if model else ()
-        initial = self._initial()
+        initial, behavior = self._initial(), self.data.get("behavior")
         if self.problems or model is None:
             raise ClaimError(self.source.path, self.problems)
         return Claim(
@@ -121,6 +122,7 @@ class _ClaimBuilder:
             overrides=overrides,
             training=training_from(self.data.get("training", {}), self.directory),
             initial=initial,
+            behavior=behavior_from(behavior, self.directory) if behavior is not None else None,
             line=self.source.mark(("claim",)).line,
         )
 

@@ -12,6 +12,7 @@ from checks.catalog.architecture import Architecture
 from checks.claim.training import Training
 
 if TYPE_CHECKING:
+    from checks.claim.behavior import Behavior
     from checks.claim.initial import InitialWeights
 
 
@@ -97,6 +98,7 @@ class Claim:
     overrides: Mapping[str, ThresholdOverride] = field(default_factory=lambda: MappingProxyType({}))
     training: Training = field(default_factory=Training)
     initial: InitialWeights | None = None
+    behavior: Behavior | None = None
     line: int = 1
 
     def component(self, name: str | None) -> Component:

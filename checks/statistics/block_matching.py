@@ -247,6 +247,8 @@ class MatchingFinding:
 
 def why_abstain(blocks: Sequence[BlockPair], null: MatchingNull, layer_map: dict[int, int]) -> str | None:
     """Why these matchings decide nothing whatever their values; None if they may decide."""
+    if not blocks:
+        return "there is no pair of MLPs to compare"
     usable = [block for block in blocks if block.matching.z is not None and block.matching.units >= LEAST_UNITS]
     if not usable:
         most = max((block.matching.units for block in blocks), default=0)

@@ -63,6 +63,15 @@ def test_peaks_double_with_half_the_bits() -> None:
             assert one.peaks["fp16"] == one.peaks["bf16"]
 
 
+def test_figures_of_documents_that_were_not_seen_say_so() -> None:
+    """As in the catalogue of models: unverified unless the vendor's own document was seen."""
+    verified = {one.name for one in accelerators() if not one.unverified}
+    assert verified == {"B200", "H100 PCIe", "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e"}
+    for one in accelerators():
+        hearsay = "not seen" in one.source or "secondary" in one.source or one.name == "H800"
+        assert one.unverified is hearsay, one.name
+
+
 def test_published_utilisations_stay_below_the_bound() -> None:
     from checks.evidence.thresholds import threshold
 

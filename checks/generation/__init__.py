@@ -1,0 +1,1 @@
+"""Asking models: local checkpoints and OpenAI-compatible endpoints, always greedily, every answer bounded and kept."""
