@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from checks.checkpoint.pair import Pair
-from checks.evidence.record import CONTRADICTS, DISCLOSED, SUPPORTS, Evidence
+from checks.evidence.record import CONTRADICTS, DISCLOSED, INCONCLUSIVE, NOT_APPLICABLE, SUPPORTS, Evidence
 
 Tensors = dict[str, torch.Tensor]
 Llama = Callable[..., Tensors]
@@ -175,3 +175,42 @@ def test_random_models_do_not_accuse(seed: int, llama_tensors: Llama, sha256: Te
     )
     assert evidence.outcome == SUPPORTS
     assert evidence.value == 0
+
+
+# Nearly equal tensors
+
+
+def test_nearly_equal_numbers(examples: Path, open_pair: Open, judged: Judged, save_checkpoint: Save) -> None:
+    base = load_file(examples / "base" / "model.safetensors")
+    generator = torch.Generator().manual_seed(2)
+    touched = {
+        name: tensor.float() + 0.02 * tensor.float().std() * torch.randn(tensor.shape, generator=generator)
+        for name, tensor in base.items()
+    }
+    near = open_pair(save_checkpoint("touched", touched), examples / "base")
+    for check in ("mse", "sketch"):
+        alone = judged(f"identity.{check}", open_pair(examples / "independent", examples / "base"))
+        assert alone.outcome == SUPPORTS
+        assert judged(f"identity.{check}", near).outcome == CONTRADICTS
+        # Trained on for long: alike and not nearly equal.
+        assert judged(f"identity.{check}", open_pair(examples / "derived", examples / "base")).outcome == INCONCLUSIVE
+
+
+def test_sketches_ignore_names_and_mean_squares_need_them(
+    examples: Path, open_pair: Open, judged: Judged, save_checkpoint: Save
+) -> None:
+    base = load_file(examples / "base" / "model.safetensors")
+    renamed = {f"weights.{number}": tensor.float() * 1.001 for number, tensor in enumerate(base.values())}
+    pair = open_pair(save_checkpoint("renamed", renamed), examples / "base")
+    assert judged("identity.mse", pair).outcome == NOT_APPLICABLE
+    assert judged("identity.sketch", pair).outcome == CONTRADICTS
+
+
+def test_small_weights_of_unrelated_models_are_not_nearly_equal(
+    llama_tensors: Llama, open_pair: Open, judged: Judged, save_checkpoint: Save
+) -> None:
+    """Their mean squared difference lies below the documented 1e-5, which says nothing but that they are small."""
+    ours, theirs = ({name: 0.01 * tensor for name, tensor in llama_tensors(seed).items()} for seed in (1, 2))
+    evidence = judged("identity.mse", open_pair(save_checkpoint("ours", ours), save_checkpoint("theirs", theirs)))
+    assert evidence.outcome == SUPPORTS
+    assert evidence.details["tensors_below_the_documented_bound"] == evidence.details["compared_tensors"]

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from checks.statistics.units import critical_z, unit_permutation_test
 
 Tensors = dict[str, torch.Tensor]
 Llama = Callable[..., Tensors]
+Config = Callable[..., dict[str, Any]]
 Save = Callable[..., Path]
 Open = Callable[..., Pair]
 Judged = Callable[..., Evidence]
@@ -374,3 +377,49 @@ def test_one_inherited_expert_of_many_is_not_passed(units: Test) -> None:
     evidence = units(ours, theirs)
     assert max(abs(z) for scores in evidence.details["z_per_layer"].values() for z in scores) > 10
     assert evidence.outcome != SUPPORTS
+
+
+# The other checks of the family on trained models; what permutes and rotates is in test_detection.py
+
+
+@pytest.mark.parametrize("check", ["channels", "tensors", "neurons", "anchored", "alignment"])
+def test_each_check_of_the_family_supports_and_contradicts(
+    check: str, examples: Path, open_pair: Open, judged: Judged
+) -> None:
+    alone = judged(f"independence.{check}", open_pair(examples / "independent", examples / "base"))
+    assert (alone.outcome, alone.powered) == (SUPPORTS, True)
+    derived = judged(f"independence.{check}", open_pair(examples / "derived", examples / "base"))
+    assert derived.outcome == CONTRADICTS
+    assert derived.powered
+
+
+def test_other_widths_have_no_channels_in_common(
+    llama_config: Config, llama_tensors: Llama, save_checkpoint: Save, open_pair: Open, judged: Judged
+) -> None:
+    narrow = {"hidden_size": 32, "head_dim": 8, "intermediate_size": 80, "vocab_size": 128}
+    pair = open_pair(
+        save_checkpoint("narrow", llama_tensors(1, **narrow), llama_config(**narrow)),
+        save_checkpoint("wide", llama_tensors(2), llama_config()),
+    )
+    assert judged("independence.channels", pair).outcome == NOT_APPLICABLE
+
+
+def test_tensors_under_names_that_say_nothing_contradict(
+    base: Tensors, examples: Path, save_checkpoint: Save, open_pair: Open, judged: Judged
+) -> None:
+    renamed = {f"weights.{number}": tensor for number, tensor in enumerate(noisy(base, 0.3).values())}
+    evidence = judged("independence.tensors", open_pair(save_checkpoint("renamed", renamed), examples / "base"))
+    assert evidence.outcome == CONTRADICTS
+    assert "weights." in evidence.reason
+
+
+def test_without_tokens_in_common_only_the_checks_by_tokens_fall_silent(
+    examples: Path, base: Tensors, save_checkpoint: Save, open_pair: Open, judged: Judged
+) -> None:
+    config = json.loads((examples / "base" / "config.json").read_text())
+    pair = open_pair(save_checkpoint("bare", noisy(base, 0.3), config), examples / "base")
+    for check in ("neurons", "alignment"):
+        evidence = judged(f"independence.{check}", pair)
+        assert (evidence.outcome, evidence.powered) == (INCONCLUSIVE, False)
+    assert judged("independence.anchored", pair).outcome == CONTRADICTS
+    assert judged("independence.channels", pair).outcome == CONTRADICTS

@@ -8,7 +8,7 @@ from pathlib import Path
 from checks.claim.cases import calibrated_cases, expand
 from checks.claim.discovery import check_names, discovered_checks
 from checks.claim.load import load_claim
-from checks.evidence.thresholds import thresholds
+from checks.evidence.thresholds import threshold, thresholds
 
 Write = Callable[..., Path]
 
@@ -55,7 +55,9 @@ def test_ids_of_an_undivided_candidate_are_short(write_claim: Write) -> None:
 def test_only_and_without_take_families_and_checks(write_claim: Write) -> None:
     content = {"model": "solar_open_100b", "references": ["glm_4_5_air"]}
     only = load_claim(write_claim(**content, checks={"only": ["independence", "similarity.mean"]}))
-    assert {case.check for case in expand(only)} == {"independence.units", "similarity.mean"}
+    checks = {case.check for case in expand(only)}
+    assert {"independence.units", "independence.anchored", "similarity.mean"} <= checks
+    assert {check.partition(".")[0] for check in checks - {"similarity.mean"}} == {"independence"}
     without = load_claim(write_claim(**content, checks={"without": ["architecture", "similarity.layer"]}))
     checks = {case.check for case in expand(without)}
     assert "similarity.mean" in checks
@@ -65,7 +67,15 @@ def test_only_and_without_take_families_and_checks(write_claim: Write) -> None:
 
 def test_the_calibrated_family_is_the_whole_claim(write_claim: Write) -> None:
     claim = load_claim(write_claim(model="solar_open_100b", references=["glm_4_5_air", "mixtral_8x7b", "deepseek_v2"]))
-    assert calibrated_cases(claim) == 3
+    of_pairs = {"units", "channels", "tensors", "neurons", "anchored"}
+    calibrated = {case.check for case in expand(claim) if threshold(case.check).calibrated}
+    assert calibrated == {f"independence.{name}" for name in of_pairs} | {
+        "embedding.rows",
+        "structure.layers",
+        "structure.experts",
+    }
+    # Six checks of each of three pairs, two of the candidate alone.
+    assert calibrated_cases(claim) == 3 * 6 + 2
 
 
 def test_each_case_knows_its_line(write_claim: Write) -> None:

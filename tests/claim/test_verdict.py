@@ -16,6 +16,7 @@ from checks.claim.verdict import (
     EXIT_OPEN,
     EXIT_REFUTED,
     EXIT_SUPPORTED,
+    LIMITS,
     NOT_PERMUTATION_PROOF,
     CaseResult,
     Verdict,
@@ -35,6 +36,7 @@ from checks.evidence.record import (
 )
 
 PANEL = ("kimi_k2", "deepseek_v3")
+ORIGIN = "initialization.origin"
 
 
 @pytest.fixture
@@ -62,11 +64,12 @@ def divided(write_claim: Callable[..., Path]) -> Claim:
 def verdict_of(claim: Claim, **outcomes: str | None) -> Verdict:
     """The verdict when every case supports, except those whose id starts with a given text.
 
-    Keys are written with `__` for `.` and `_of_` before the text between the brackets.
+    Keys are written with `__` for `.` and `_of_` before the text between the brackets. The claim states no initial
+    weights, unless a key says otherwise.
     """
     results = []
     for case in expand(claim):
-        outcome: str | None = SUPPORTS
+        outcome: str | None = NOT_APPLICABLE if case.check == ORIGIN else SUPPORTS
         for pattern, wanted in outcomes.items():
             check, _, parameters = pattern.partition("_of_")
             if case.check.startswith(check.replace("__", ".")) and parameters in case.parameters:
@@ -82,7 +85,10 @@ def test_all_support_is_supported_with_its_limits(claim: Claim) -> None:
     assert verdict.text == "no evidence of inherited weights from any of the 2 references below"
     assert "proven" not in verdict.text
     assert verdict.exit_status == EXIT_SUPPORTED
-    assert NOT_PERMUTATION_PROOF in verdict.limits
+    assert verdict.limits == LIMITS
+    assert any("ancestors outside the panel are not seen" in limit for limit in verdict.limits)
+    # Since independence.anchored passed, which withstands permutation and rotation.
+    assert NOT_PERMUTATION_PROOF not in verdict.limits
 
 
 def test_one_decisive_failure_refutes_whatever_else_passed_or_is_missing(claim: Claim) -> None:
@@ -114,7 +120,7 @@ def test_an_inconclusive_cosine_and_suspicion_yield_to_a_calibrated_test_that_pa
 
 
 def test_no_support_without_a_powered_decisive_check_for_every_reference(claim: Claim) -> None:
-    verdict = verdict_of(claim, similarity__mean_of_kimi_k2=INCONCLUSIVE, independence__units_of_kimi_k2=NOT_APPLICABLE)
+    verdict = verdict_of(claim, similarity__mean_of_kimi_k2=INCONCLUSIVE, independence_of_kimi_k2=NOT_APPLICABLE)
     assert verdict.verdict == "INCONCLUSIVE"
     assert "no decisive check with power passed against kimi_k2" in verdict.text
 
@@ -125,8 +131,85 @@ def test_support_does_not_rest_on_unequal_hashes_or_a_passed_suspicion(claim: Cl
 
 
 def test_evidence_without_power_does_not_support(claim: Claim) -> None:
-    results = [CaseResult(case, Evidence(case.check, SUPPORTS, "", 0.0, powered=False)) for case in expand(claim)]
+    results = [
+        CaseResult(case, Evidence(case.check, SUPPORTS, "", 0.0, powered=False))
+        for case in expand(claim)
+        if case.check != ORIGIN
+    ]
     assert decide(claim, results).verdict == "INCONCLUSIVE"
+
+
+@pytest.mark.parametrize("outcome", [INCONCLUSIVE, NOT_APPLICABLE])
+def test_no_support_without_a_check_that_withstands_every_disguise(claim: Claim, outcome: str) -> None:
+    verdict = verdict_of(claim, independence__anchored_of_kimi_k2=outcome)
+    assert verdict.verdict == "INCONCLUSIVE"
+    assert "no check that withstands permutation, rotation and a new vocabulary passed against kimi_k2" in verdict.text
+    assert "deepseek_v3" not in verdict.text
+
+
+# Initial weights that the claim states
+
+EXPLAINED_CHECKS = [
+    "similarity__mean",
+    "similarity__layer",
+    "independence__units",
+    "independence__anchored",
+    "independence__channels",
+    "embedding__rows",
+    "identity__mse",
+    "identity__sketch",
+]
+
+
+@pytest.mark.parametrize("check", EXPLAINED_CHECKS)
+def test_what_a_start_in_common_explains_refutes_only_without_a_proven_origin(claim: Claim, check: str) -> None:
+    found = {f"{check}_of_kimi_k2": CONTRADICTS}
+    for origin in (NOT_APPLICABLE, INCONCLUSIVE, UNAVAILABLE, ERROR):
+        verdict = verdict_of(claim, **found, initialization__origin_of_kimi_k2=origin)
+        assert verdict.verdict == "REFUTED"
+        assert "kimi_k2" in verdict.text
+    assert verdict_of(claim, **found, initialization__origin_of_kimi_k2=SUPPORTS).verdict == "SUPPORTED"
+
+
+def test_a_twin_that_trips_every_check_of_weights_is_supported_by_its_origin(claim: Claim) -> None:
+    found: dict[str, str | None] = {f"{check}_of_kimi_k2": CONTRADICTS for check in EXPLAINED_CHECKS}
+    assert verdict_of(claim, **found).verdict == "REFUTED"
+    proven = verdict_of(claim, **found, initialization__origin_of_kimi_k2=SUPPORTS)
+    assert proven.verdict == "SUPPORTED"
+    assert proven.exit_status == EXIT_SUPPORTED
+
+
+def test_an_origin_explains_no_equal_bytes(claim: Claim) -> None:
+    verdict = verdict_of(claim, identity__sha256_of_kimi_k2=CONTRADICTS, initialization__origin=SUPPORTS)
+    assert verdict.verdict == "REFUTED"
+    assert "identity.sha256" in verdict.text
+
+
+def test_an_origin_explains_nothing_of_another_reference(claim: Claim) -> None:
+    verdict = verdict_of(claim, similarity__mean_of_deepseek_v3=CONTRADICTS, initialization__origin_of_kimi_k2=SUPPORTS)
+    assert verdict.verdict == "REFUTED"
+    assert "shares weights with deepseek_v3" in verdict.text
+
+
+def test_an_origin_of_one_component_explains_nothing_of_another(divided: Claim) -> None:
+    found = {"similarity__mean_of_text": CONTRADICTS}
+    assert verdict_of(divided, **found, initialization__origin_of_vision=SUPPORTS).verdict == "REFUTED"
+    assert verdict_of(divided, **found, initialization__origin_of_text=SUPPORTS).verdict != "REFUTED"
+
+
+def test_an_origin_does_not_hide_errors_or_missing_weights(claim: Claim) -> None:
+    origin = {"initialization__origin": SUPPORTS}
+    assert verdict_of(claim, **origin, independence__units=ERROR).exit_status == EXIT_ERRORS
+    assert verdict_of(claim, **origin, independence__units=UNAVAILABLE).verdict == "INCONCLUSIVE"
+    assert verdict_of(claim, **origin, independence__units=None).verdict == "PARTIAL"
+
+
+def test_an_origin_explains_no_suspicion(claim: Claim) -> None:
+    """A layer that occurs twice, or a tokenizer that was taken over, has nothing to do with where training began."""
+    for check in ("tokenizer__vocabulary_of_kimi_k2", "architecture__identical_of_kimi_k2"):
+        verdict = verdict_of(claim, **{check: CONTRADICTS}, initialization__origin=SUPPORTS)
+        assert verdict.verdict == "INCONCLUSIVE"
+        assert "contradicted by" in verdict.text
 
 
 def test_unavailable_weights_leave_it_open_and_are_named(claim: Claim) -> None:
