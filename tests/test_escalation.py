@@ -73,6 +73,7 @@ def test_independent_weights_clear(examples: Path, weigh: Weigh) -> None:
             "similarity.embedding",
             "similarity.category",
             "independence.units",
+            "independence.anchored",
         }
 
 
@@ -103,12 +104,13 @@ def test_weights_that_cannot_be_had_leave_it_open(examples: Path, tmp_path: Path
         assert "gone" in opinion.reason
 
 
-def test_nothing_comparable_leaves_it_open(llama_tensors: Llama, weigh: Weigh) -> None:
-    """Zero equal tensors support nothing."""
+def test_other_widths_are_cleared_by_anchored_neurons_alone(llama_tensors: Llama, weigh: Weigh) -> None:
+    """Zero equal tensors support nothing; neurons that answer each other need no width in common."""
     opinion = weigh(llama_tensors(1), llama_tensors(1, hidden_size=48, head_dim=12, intermediate_size=128))
-    assert opinion.outcome == INCONCLUSIVE
-    assert not opinion.powered
+    assert opinion.outcome == SUPPORTS
+    assert opinion.reason.startswith("independent weights: independence.anchored")
     assert opinion.details["identity.sha256"].startswith(SUPPORTS)
+    assert opinion.details["similarity.mean"].startswith(INCONCLUSIVE)
 
 
 def test_undefined_weights_leave_it_open(llama_tensors: Llama, weigh: Weigh) -> None:

@@ -100,7 +100,7 @@ def _test(
 
     rows, columns = sorted(pairs), sorted(set(pairs.values()))
     tables = []
-    for part in parts:
+    for part in parts if rows else ():
         kernels = []
         for model, layers, basis in zip(sides, (rows, columns), directions, strict=True):
             found = [_matrix(model, part, layer, folded=True) for layer in layers]
@@ -110,7 +110,7 @@ def _test(
                 kernels.append(torch.stack([kernel(matrix, basis).cpu() for matrix in found if matrix is not None]))
             except ValueError as error:
                 raise CheckpointUnavailable(f"{part} of some layer: {error}") from error
-        if len(kernels) == 2 and rows:
+        if len(kernels) == 2:
             tables.append(layer_similarities(kernels[0], kernels[1]))
     mapped = {place: columns.index(pairs[layer]) for place, layer in enumerate(rows)}
     return alignment_test(tables, mapped)

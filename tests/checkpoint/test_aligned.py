@@ -45,6 +45,9 @@ def test_alignment_of_independent_models() -> None:
     assert found.awm < 0.1
     assert found.awm_layers == 4
     assert align(example("independent"), example("base"), ([1] * 10, [1] * 10), {0: 0}) is None
+    unmapped = align(example("independent"), example("base"), ALL, {})
+    assert unmapped.readers.level is unmapped.awm is None
+    assert unmapped.transform.kind == "none"
 
 
 def test_errors(tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from checks.checkpoint.anchored_matching import match_by_anchors
 from checks.checkpoint.errors import CheckpointUnavailable
 from checks.checkpoint.mlp_pairs import map_layers, pair_mlps
 from checks.checkpoint.mlp_samples import MlpSamples, name_of, sample_mlps, spread
-from tests.checkpoint.example_models import example, save, weights
+from checks.checkpoint.probed_matching import match_by_tokens
+from tests.checkpoint.example_models import ALL, example, save, weights
 from tests.zoo import derive, symmetry
 
 
@@ -33,6 +35,8 @@ def test_some_layers_and_a_given_map() -> None:
     nothing = sample_mlps(example("derived"), example("base"), layers=((), (0,)))
     assert map_layers(*nothing) == {}
     assert pair_mlps(*nothing).mapped == ()
+    for test in (match_by_anchors(*nothing), match_by_tokens(*nothing, ALL)):
+        assert "no pair of MLPs" in test.abstains_because
 
 
 def test_many_experts_are_sampled_on_the_side_of_the_candidate(tmp_path: Path) -> None:
