@@ -32,8 +32,8 @@ EXIT_REFUTED = 1
 EXIT_OPEN = 10
 EXIT_ERRORS = 11
 
-# Families whose findings a start in common explains.
-EXPLAINED = frozenset({"identity", "similarity", "independence", "embedding"})
+# Families whose findings a start in common explains; a suspicion is confirmed by nothing but these weights.
+EXPLAINED = frozenset({"architecture", "tokenizer", "identity", "similarity", "independence", "embedding"})
 
 # A claim that divides its candidate must name nearly all of it.
 OUTSIDE_AT_MOST = 0.01

@@ -204,12 +204,18 @@ def test_an_origin_does_not_hide_errors_or_missing_weights(claim: Claim) -> None
     assert verdict_of(claim, **origin, independence__units=None).verdict == "PARTIAL"
 
 
-def test_an_origin_explains_no_suspicion(claim: Claim) -> None:
-    """A layer that occurs twice, or a tokenizer that was taken over, has nothing to do with where training began."""
+def test_an_origin_explains_suspicions_that_the_same_weights_confirmed(claim: Claim) -> None:
     for check in ("tokenizer__vocabulary_of_kimi_k2", "architecture__identical_of_kimi_k2"):
-        verdict = verdict_of(claim, **{check: CONTRADICTS}, initialization__origin=SUPPORTS)
-        assert verdict.verdict == "INCONCLUSIVE"
-        assert "contradicted by" in verdict.text
+        assert verdict_of(claim, **{check: CONTRADICTS}).verdict == "INCONCLUSIVE"
+        assert verdict_of(claim, **{check: CONTRADICTS}, initialization__origin=SUPPORTS).verdict == "SUPPORTED"
+
+
+def test_an_origin_does_not_explain_copies_inside_the_candidate(claim: Claim) -> None:
+    verdict = verdict_of(
+        claim, structure__layers=INCONCLUSIVE, compute__flops=CONTRADICTS, initialization__origin=SUPPORTS
+    )
+    assert verdict.verdict == "INCONCLUSIVE"
+    assert "contradicted by compute.flops" in verdict.text
 
 
 def test_unavailable_weights_leave_it_open_and_are_named(claim: Claim) -> None:
