@@ -73,7 +73,9 @@ def _by_transformers(candidate: Checkpoint, seed: int) -> dict[str, Tensor]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             made = AutoConfig.for_model(str(config.pop("model_type", None)), **config)
-            model = AutoModelForCausalLM.from_config(made, dtype=torch.float32, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call,unused-ignore]
+                made, dtype=torch.float32, trust_remote_code=False
+            )
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointUnavailable(
             f"{candidate.where}: transformers cannot build its configuration ({shown(str(error))}); "

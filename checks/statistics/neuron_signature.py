@@ -83,19 +83,15 @@ def make_neurons(gate: Tensor | None, up: Tensor, down: Tensor, count: int | Non
 def signature(neurons: Neurons) -> Tensor:
     """Features [h, f] of each neuron, unit rows, that depend on no basis, numbering, sign or scale.
 
-    1. A quarter of their weight: quantiles (0.5 to 99.5 %) of the cosines between what the neuron reads or writes and
-       what the neurons of the MLP (of many the largest 1024, so that both sides ask the same) read or write; signs that
-       are free do not count.
-    2. A quarter: ranks among the neurons of the cosines between the neuron's own views, and of its norms.
-    3. Half: how much of what it reads or writes lies where the neurons of the MLP read or write most: logarithms of
-       yᵀCᵏy, k = 1 to 4, C being the second moments of a view, each step from vectors of norm 1.
-
-    Every feature is standardised over the neurons. Nothing of any other layer is used.
+    Half of their weight have the quantiles (0.5 to 99.5 %) of the cosines between what the neuron reads or writes and
+    what the neurons of the MLP read or write (of many the largest 1024, so that both sides ask the same); signs that
+    are free do not count. The other half have ranks among the neurons: of the cosines between the neuron's own views,
+    and of its norms. Every feature is standardised over the neurons. Nothing of any other layer is used.
     """
     fixed, others, free = neurons.fixed, neurons.others, neurons.sign_free
     if neurons.count == 0:
-        own = 2 * len(others) + 2 * (free and len(others) > 1)
-        return fixed.new_zeros(0, (1 + 2 * len(others)) * QUANTILES + own + 4 * (1 + len(others)) ** 2)
+        width = 2 * len(others) + 2 * (free and len(others) > 1)
+        return fixed.new_zeros(0, (1 + 2 * len(others)) * QUANTILES + width)
     asked = neurons.log_sizes.argsort(descending=True, stable=True)[:POPULATION]
     read, written = fixed[asked], others[-1][asked]
     groups = [_quantiles(fixed @ read.T, False)]
@@ -108,9 +104,7 @@ def signature(neurons: Neurons) -> Tensor:
     ranked += [cosine.abs() if free else cosine for cosine in own]
     ranked.append(neurons.log_sizes)
     ranks = torch.stack([values.argsort().argsort().float() for values in ranked], 1)
-    moments = torch.cat([_moments((fixed, *others), view[asked]) for view in (fixed, *others)], 1)
-    parts = (0.5 * unit_rows(torch.cat(groups, 1)), 0.5 * unit_rows(_standardised(ranks)))
-    return torch.cat([*parts, 0.5**0.5 * unit_rows(moments)], 1)
+    return torch.cat([unit_rows(torch.cat(groups, 1)), unit_rows(_standardised(ranks))], 1).mul(0.5**0.5)
 
 
 def summary(neurons: Neurons) -> Tensor:
@@ -150,19 +144,6 @@ def _quantiles(cosines: Tensor, sign_free: bool) -> Tensor:
     values = (cosines.abs() if sign_free else cosines).sort(1).values
     at = torch.linspace(0.005, 0.995, QUANTILES, device=values.device) * (values.shape[1] - 1)
     return _standardised(values[:, at.round().long()])
-
-
-def _moments(views: tuple[Tensor, ...], asked: Tensor) -> Tensor:
-    """log yᵀCᵏy, k = 1 to 4, of the rows y of each view, standardised; C = AᵀA of the rows A that are asked."""
-    features = []
-    scaled = asked * (asked.shape[1] ** 0.5 / asked.norm().clamp_min(1e-30))
-    for view in views:
-        rows = view
-        for _ in range(2):
-            moved = (rows @ scaled.T) @ scaled
-            features += [(moved * rows).sum(1), moved.square().sum(1)]
-            rows = unit_rows(moved)
-    return _standardised(torch.stack(features, 1).clamp_min(1e-20).log())
 
 
 def _standardised(features: Tensor) -> Tensor:
