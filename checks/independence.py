@@ -64,6 +64,7 @@ def channels(pair: Pair, judge: Judge) -> None:
     Known false positives: a shared initialisation seed, which is no inheritance; structured initialisation.
     Blind to: permuted or rotated residual streams, other widths.
     """
+    _require_layers(pair, judge)
     tests = pair.once(measures.channels)
     if tests is None:
         judge.not_applicable("the residual streams differ in width", read=pair.read())
@@ -133,6 +134,9 @@ def neurons(pair: Pair, judge: Judge) -> None:
     Known false positives: neurons that answer to one token arise in every model, which the in-run null shows.
     Blind to: a new vocabulary with fresh embeddings; layers whose surroundings are new.
     """
+    _require_layers(pair, judge)
+    if not all(model.has("embedding") for model in pair.canonical):
+        judge.not_applicable("a model has no token embedding", read=pair.read())
     _judge_matching(pair, judge, pair.once(measures.matching_by_tokens))
 
 
@@ -147,6 +151,7 @@ def anchored(pair: Pair, judge: Judge) -> None:
     Assumes MLPs in several layers. A shared initialisation seed may trip it.
     Blind to: a few inherited layers among fresh ones; drift that leaves no neuron recognisable.
     """
+    _require_layers(pair, judge)
     _judge_matching(pair, judge, pair.once(measures.matching_by_anchors))
 
 
@@ -160,9 +165,10 @@ def alignment(pair: Pair, judge: Judge) -> None:
     Documented: AWM, arXiv 2510.06738; the common basis and the level are this suite's.
     Blind to: replaced embeddings.
     """
+    _require_layers(pair, judge)
+    if not all(model.has("embedding") for model in pair.canonical):
+        judge.not_applicable("a model has no token embedding", read=pair.read())
     shared = pair.once(measures.tokens)
-    if not all(model.layers for model in pair.canonical):
-        judge.not_applicable("a model has no layers of its own", read=pair.read())
     found = pair.once(measures.alignment) if len(shared) else None
     if found is None:
         judge.inconclusive(
@@ -179,6 +185,11 @@ def alignment(pair: Pair, judge: Judge) -> None:
         transform=found.transform.kind,
         tokens=found.tokens,
     )
+
+
+def _require_layers(pair: Pair, judge: Judge) -> None:
+    if not all(model.layers for model in pair.canonical):
+        judge.not_applicable("a model has no layers of its own", read=pair.read())
 
 
 def _judge_matching(pair: Pair, judge: Judge, test: MatchingTest) -> None:

@@ -251,6 +251,7 @@ def candidate(request: pytest.FixtureRequest) -> Any:
         behavior=parameter.behavior,
         device=partial(device_of, request.config),
         offline=bool(request.config.getoption("from_scratch_offline")),
+        reads_all=request.config.getoption("from_scratch_read") == "full",
     )
 
 

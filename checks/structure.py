@@ -46,8 +46,8 @@ def experts(candidate: Candidate, judge: Judge) -> None:
 def _judge(candidate: Candidate, judge: Judge, what: str, search: Any) -> None:
     from checks.checkpoint.canonical import CanonicalModel
 
-    if candidate.checkpoint.directory is None:
-        judge.inconclusive("copies inside a model are sought only where its weights are on this disk; download them")
+    if candidate.checkpoint.directory is None and not candidate.reads_all:
+        judge.inconclusive("read only in part: copies inside a model on the hub are sought with --read full")
     groups: Sequence[SearchedGroup] = search(CanonicalModel(candidate.checkpoint, candidate.device()))
     if not groups:
         judge.not_applicable(f"the candidate has no {what} that could be compared with each other")

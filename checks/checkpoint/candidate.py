@@ -28,6 +28,7 @@ class Candidate(Model):
         behavior: Behavior | None = None,
         device: Callable[[], str] = lambda: "cpu",
         offline: bool = False,
+        reads_all: bool = True,
     ) -> None:
         super().__init__(source, component, prefixes, hub)
         self.training = training
@@ -37,3 +38,4 @@ class Candidate(Model):
         self.behavior = behavior
         self.device = device
         self.offline = offline
+        self.reads_all = reads_all
