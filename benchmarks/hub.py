@@ -32,10 +32,10 @@ from stream import machine  # noqa: E402
 
 from checks.checkpoint.hub import HubSource, read_hub_index  # noqa: E402
 from checks.checkpoint.index import INDEX_NAME  # noqa: E402
-from checks.checkpoint.planned_source import PlannedSource, planned_source  # noqa: E402
-from checks.checkpoint.read_plan import SAMPLE, SCREEN, ReadRequest, byte_ranges  # noqa: E402
 from checks.checkpoint.roles import role_of  # noqa: E402
-from checks.checkpoint.sampling import SCREEN_BUDGET, Side, plan_reads  # noqa: E402
+from checks.streaming.planned_source import PlannedSource, planned_source  # noqa: E402
+from checks.streaming.read_plan import SAMPLE, SCREEN, ReadRequest, byte_ranges  # noqa: E402
+from checks.streaming.sampling import SCREEN_BUDGET, Side, plan_reads  # noqa: E402
 
 WIDTH, EXPERT_WIDTH, EXPERTS, HEADS_WIDTH, KEY_WIDTH, VOCABULARY = 4096, 1280, 128, 8192, 1024, 196_608
 SHARD_BYTES = 5_000_000_000

@@ -74,8 +74,8 @@ def prepare_seed(directory: str) -> Work:
 def prepare_pass(directory: str, hashing: str) -> Work:
     """One pass over the pair."""
     from checks.checkpoint.local import read_local_index
-    from checks.checkpoint.reader import DirectSource
-    from checks.checkpoint.stream import stream_pair
+    from checks.streaming.reader import DirectSource
+    from checks.streaming.stream import stream_pair
 
     prepare_kernel("1")()
 
@@ -162,8 +162,8 @@ def prepare_error(directory: str) -> Work:
     from safetensors import safe_open
 
     from checks.checkpoint.local import read_local_index
-    from checks.checkpoint.reader import DirectSource
-    from checks.checkpoint.stream import stream_pair
+    from checks.streaming.reader import DirectSource
+    from checks.streaming.stream import stream_pair
 
     def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
         return float(torch.dot(a, b) / (torch.dot(a, a) * torch.dot(b, b)).sqrt())

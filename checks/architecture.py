@@ -20,9 +20,9 @@ from checks.evidence.record import CONTRADICTS, INCONCLUSIVE, SUPPORTS
 
 if TYPE_CHECKING:
     from checks.catalog.architecture import Architecture
-    from checks.checkpoint.candidate import Candidate
-    from checks.checkpoint.pair import Pair
     from checks.evidence.judge import Judge
+    from checks.pair.candidate import Candidate
+    from checks.pair.pair import Pair
 
 
 # The documents' own tables have seven rows.
@@ -77,7 +77,7 @@ def declared(candidate: Candidate, judge: Judge) -> None:
     Documented: architecture-analysis.md, "기본 정보"; the bounds are this suite's.
     Known false positives: published totals that leave out embeddings or an extra prediction block.
     """
-    from checks.checkpoint.declared import declared_differences
+    from checks.pair.declared import declared_differences
 
     result = declared_differences(candidate)
     if not result.differences:

@@ -15,10 +15,10 @@ from checks.evidence.record import CONTRADICTS, INCONCLUSIVE, SUPPORTS
 from checks.generation.agreement import decide_agreement
 
 if TYPE_CHECKING:
-    from checks.checkpoint.candidate import Candidate
     from checks.evidence.judge import Judge
     from checks.generation.asked_claim import AskedClaim
     from checks.generation.prompts import Prompt, Question
+    from checks.pair.candidate import Candidate
     from checks.statistics.agreement import ControlledAgreement
     from checks.statistics.cutoff import CutoffEstimate, DatedAnswer
 

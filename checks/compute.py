@@ -25,8 +25,8 @@ from checks.statistics.compute import (
 if TYPE_CHECKING:
     from checks.catalog.architecture import Architecture
     from checks.catalog.entry import Figure
-    from checks.checkpoint.candidate import Candidate
     from checks.evidence.judge import Judge
+    from checks.pair.candidate import Candidate
 
 NOT_PROOF = "feasible, which is not proof: a continued training takes the same arithmetic"
 SECONDS_PER_HOUR = 3600

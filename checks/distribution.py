@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from checks.checkpoint import measures
+from checks.pair import measures
 
 if TYPE_CHECKING:
-    from checks.checkpoint.pair import Pair
     from checks.evidence.judge import Judge
+    from checks.pair.pair import Pair
 
 
 def pca(pair: Pair, judge: Judge) -> None:

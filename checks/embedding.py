@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from checks.checkpoint import measures
 from checks.evidence.decisions import Score
+from checks.pair import measures
 
 if TYPE_CHECKING:
-    from checks.checkpoint.embedding_rows import TableComparison
-    from checks.checkpoint.pair import Pair
     from checks.evidence.judge import Judge
+    from checks.pair.embedding_rows import TableComparison
+    from checks.pair.pair import Pair
 
 FEWEST_TOKENS = 64
 

@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from checks.checkpoint import measures
 from checks.checkpoint.errors import CheckpointUnavailable
 from checks.evidence.decisions import Decision, decide_by_bands, decide_calibrated, decide_matching
 from checks.evidence.record import CONTRADICTS, INCONCLUSIVE, SUPPORTS
 from checks.evidence.sampled import decide_highest_category, decide_summary
+from checks.pair import measures
 
 if TYPE_CHECKING:
-    from checks.checkpoint.comparison import CosineSummary
-    from checks.checkpoint.pair import Pair
     from checks.evidence.judge import Judge
     from checks.evidence.thresholds import Threshold
+    from checks.pair.comparison import CosineSummary
+    from checks.pair.pair import Pair
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from checks.checkpoint import measures
-from checks.checkpoint.comparison import TELLING_ELEMENTS
+from checks.pair import measures
+from checks.pair.comparison import TELLING_ELEMENTS
 
 if TYPE_CHECKING:
-    from checks.checkpoint.comparison import TensorComparison
-    from checks.checkpoint.pair import Pair
     from checks.evidence.judge import Judge
+    from checks.pair.comparison import TensorComparison
+    from checks.pair.pair import Pair
 
 # "Hash Jaccard/Hamming": derived above 0.85 and below a difference of 2 % (tutorial-qa.md).
 JACCARD, HAMMING = 0.85, 0.02

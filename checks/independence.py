@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from checks.checkpoint import measures
 from checks.evidence.decisions import Score
+from checks.pair import measures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from checks.checkpoint.neurons import NeuronGroup
-    from checks.checkpoint.pair import Pair
     from checks.evidence.judge import Judge
+    from checks.pair.neurons import NeuronGroup
+    from checks.pair.pair import Pair
     from checks.statistics.block_matching import MatchingTest
     from checks.statistics.units import UnitTest
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from checks.checkpoint import measures
+from checks.pair import measures
 
 if TYPE_CHECKING:
-    from checks.checkpoint.pair import Pair
     from checks.evidence.judge import Judge
+    from checks.pair.pair import Pair
 
 
 def origin(pair: Pair, judge: Judge) -> None:

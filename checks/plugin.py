@@ -13,9 +13,6 @@ import pytest
 
 from checks.checkpoint.device import choose_device
 from checks.checkpoint.errors import CheckpointUnavailable
-from checks.checkpoint.planned_source import NotPlanned
-from checks.checkpoint.read_plan import MODES
-from checks.checkpoint.reading import Reading
 from checks.claim.cases import CandidateParameter, PairParameter
 from checks.claim.collector import (
     CASE,
@@ -32,7 +29,10 @@ from checks.evidence.judge import ContradictingEvidence, Judge, JudgeContext
 from checks.evidence.record import UNAVAILABLE
 from checks.evidence.store import NullStore, ResultStore, Store, StoreError
 from checks.evidence.thresholds import STRENGTHS, families, threshold, thresholds
+from checks.pair.reading import Reading
 from checks.report.session import REVISIONS, REVISIONS_INPUT, ClaimSession
+from checks.streaming.planned_source import NotPlanned
+from checks.streaming.read_plan import MODES
 
 if TYPE_CHECKING:
     from checks.checkpoint.hub_access import HubAccess
@@ -234,8 +234,8 @@ def asks_for_neurons(session: pytest.Session, parameter: PairParameter) -> bool:
 @pytest.fixture(scope="session")
 def candidate(request: pytest.FixtureRequest) -> Any:
     """The model that the claim is about, or one component of it."""
-    from checks.checkpoint.candidate import Candidate
     from checks.checkpoint.model import Model
+    from checks.pair.candidate import Candidate
 
     parameter: CandidateParameter = _parameter(request)
     hub = hub_of(request.config)
@@ -259,7 +259,7 @@ def candidate(request: pytest.FixtureRequest) -> Any:
 def pair(request: pytest.FixtureRequest) -> Any:
     """The candidate and one reference, opened when a check first asks for weights; shared by all checks of the pair."""
     from checks.checkpoint.model import Model
-    from checks.checkpoint.pair import Pair
+    from checks.pair.pair import Pair
 
     parameter: PairParameter = _parameter(request)
     hub = hub_of(request.config)

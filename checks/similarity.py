@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from checks.evidence.sampled import decide_highest_category, decide_summary
 
 if TYPE_CHECKING:
-    from checks.checkpoint.comparison import CosineSummary
-    from checks.checkpoint.pair import Pair
     from checks.evidence.decisions import Decision
     from checks.evidence.judge import Judge
     from checks.evidence.thresholds import Threshold
+    from checks.pair.comparison import CosineSummary
+    from checks.pair.pair import Pair
 
 
 def mean(pair: Pair, judge: Judge) -> None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from checks.checkpoint.candidate import Candidate
-    from checks.checkpoint.self_structure import SearchedGroup
     from checks.evidence.judge import Judge
+    from checks.pair.candidate import Candidate
+    from checks.pair.self_structure import SearchedGroup
 
 SHOWN = 20
 
@@ -25,7 +25,7 @@ def layers(candidate: Candidate, judge: Judge) -> None:
     A copy is no accusation: it asks where the layers came from, and leaves the case open.
     Blind to: copies that were permuted afterwards.
     """
-    from checks.checkpoint.self_structure import search_layers
+    from checks.pair.self_structure import search_layers
 
     _judge(candidate, judge, "layers", search_layers)
 
@@ -38,7 +38,7 @@ def experts(candidate: Candidate, judge: Judge) -> None:
     A copy asks which dense model the experts came from, and leaves the case open.
     Blind to: copies that were permuted afterwards; a dense MLP that was divided among the experts.
     """
-    from checks.checkpoint.self_structure import search_experts
+    from checks.pair.self_structure import search_experts
 
     _judge(candidate, judge, "experts", search_experts)
 

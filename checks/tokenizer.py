@@ -13,8 +13,8 @@ from checks.evidence.decisions import Decision, decide_by_bands
 from checks.evidence.record import CONTRADICTS, INCONCLUSIVE, SUPPORTS
 
 if TYPE_CHECKING:
-    from checks.checkpoint.pair import Pair
     from checks.evidence.judge import Judge
+    from checks.pair.pair import Pair
     from checks.tokens import Vocabulary
 
 

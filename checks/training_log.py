@@ -13,9 +13,9 @@ from checks.evidence.decisions import Decision, decide_by_bands
 from checks.evidence.record import CONTRADICTS, INCONCLUSIVE, SUPPORTS
 
 if TYPE_CHECKING:
-    from checks.checkpoint.candidate import Candidate
     from checks.evidence.judge import Judge
     from checks.logs import TrainingLog
+    from checks.pair.candidate import Candidate
 
 FEWEST_RECORDS = 20
 

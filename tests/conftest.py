@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,18 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from checks.catalog.architecture import from_config
+from checks.checkpoint.checkpoint import Checkpoint
 from checks.checkpoint.model import Model
-from checks.checkpoint.pair import Pair
 from checks.claim.discovery import discovered_checks
 from checks.claim.model import ModelSource
 from checks.evidence.judge import ContradictingEvidence, Judge, JudgeContext
 from checks.evidence.record import Evidence
+from checks.pair.comparison import compare
+from checks.pair.pair import Pair
+from tests.loopback_hub import LoopbackHub
 
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("suite")
-
-# In-process runs of pytest forget the modules that they imported, and these cannot be loaded twice.
-for _module in ("numpy.fft", "scipy.optimize", "scipy.special", "transformers"):
-    importlib.import_module(_module)
 
 # As the plugin does; on a busy machine torch's threads wait for each other most of the time.
 torch.set_num_threads(1)
@@ -37,6 +37,15 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 EXAMPLES = REPOSITORY / "examples" / "checkpoints"
 
 Tensors = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _loaded_once() -> None:
+    """Loads what an in-process run of pytest would load, and forget: none of these can be loaded a second time."""
+    for name in ("numpy.fft", "scipy.optimize", "scipy.special", "transformers"):
+        importlib.import_module(name)
+    model = Checkpoint(EXAMPLES / "base")
+    compare(model, model)  # numba's registries are loaded with the first compiled function
 
 
 @pytest.fixture
@@ -216,3 +225,28 @@ def write_claim(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub]:
+    """A running loopback hub to which HF_ENDPOINT points, an empty hub cache, and no token."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", os.environ.get("NO_PROXY", "") + ",127.0.0.1")
+    # huggingface_hub reads the environment when it is imported: in another process, such as a worker.
+    home = tmp_path / "hf-home"
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.setenv("HF_HOME", str(home))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    loopback = LoopbackHub()
+    monkeypatch.setenv("HF_ENDPOINT", loopback.endpoint)
+    huggingface_hub.close_session()
+    yield loopback
+    huggingface_hub.close_session()
+    loopback.close()

@@ -11,12 +11,12 @@ import torch
 
 from checks.catalog.architecture import Architecture, from_config
 from checks.catalog.entry import load
-from checks.checkpoint.candidate import Candidate
 from checks.checkpoint.model import Model
-from checks.checkpoint.pair import Pair
 from checks.claim.model import ModelSource
 from checks.claim.training import Training
 from checks.evidence.record import CONTRADICTS, INCONCLUSIVE, NOT_APPLICABLE, SUPPORTS, Evidence
+from checks.pair.candidate import Candidate
+from checks.pair.pair import Pair
 
 Tensors = dict[str, torch.Tensor]
 Llama = Callable[..., Tensors]

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from checks.checkpoint.candidate import Candidate
 from checks.checkpoint.errors import CheckpointUnavailable
 from checks.checkpoint.model import Model
 from checks.claim.behavior import Behavior
@@ -18,6 +17,7 @@ from checks.claim.model import ModelSource
 from checks.claim.training import Training
 from checks.evidence.record import CONTRADICTS, INCONCLUSIVE, NOT_APPLICABLE, SUPPORTS, Evidence
 from checks.generation.prompts import knowledge_questions
+from checks.pair.candidate import Candidate
 from tests.generation.endpoint_server import serving
 
 Judged = Callable[..., Evidence]

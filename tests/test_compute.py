@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from checks.catalog import entry as catalog
-from checks.checkpoint.candidate import Candidate
 from checks.claim.model import ModelSource
 from checks.claim.training import Training
 from checks.evidence.record import CONTRADICTS, INCONCLUSIVE, NOT_APPLICABLE, SUPPORTS, Evidence
+from checks.pair.candidate import Candidate
 
 Judged = Callable[..., Evidence]
 

@@ -13,9 +13,7 @@ from pathlib import Path
 import pytest
 
 from checks.catalog.architecture import from_config
-from checks.checkpoint.candidate import Candidate
 from checks.checkpoint.model import Model
-from checks.checkpoint.pair import Pair
 from checks.claim.discovery import discovered_checks
 from checks.claim.initial import InitialWeights
 from checks.claim.model import ModelSource
@@ -23,6 +21,8 @@ from checks.claim.training import Training
 from checks.evidence.judge import ContradictingEvidence, Judge, JudgeContext
 from checks.evidence.record import CONTRADICTS, INCONCLUSIVE, NOT_APPLICABLE, SUPPORTS, Evidence
 from checks.evidence.thresholds import threshold
+from checks.pair.candidate import Candidate
+from checks.pair.pair import Pair
 
 FAMILIES = ("identity", "embedding", "independence")
 DECISIVE = [

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from checks.checkpoint.pair import Pair
 from checks.evidence.record import CONTRADICTS, INCONCLUSIVE, NOT_APPLICABLE, SUPPORTS, Evidence
+from checks.pair.pair import Pair
 from tests.zoo.symmetry import permute_residual
 from tests.zoo.weights import read_weights, write_weights
 

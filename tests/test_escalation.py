@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from checks.checkpoint.pair import Pair
 from checks.claim.discovery import check_names
 from checks.escalation import WeightOpinion, weigh_pair
 from checks.evidence.judge import Judge, JudgeContext
 from checks.evidence.record import CONTRADICTS, INCONCLUSIVE, SUPPORTS
+from checks.pair.pair import Pair
 
 Tensors = dict[str, torch.Tensor]
 Llama = Callable[..., Tensors]

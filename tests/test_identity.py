@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from checks.checkpoint.pair import Pair
 from checks.evidence.record import CONTRADICTS, DISCLOSED, INCONCLUSIVE, NOT_APPLICABLE, SUPPORTS, Evidence
+from checks.pair.pair import Pair
 
 Tensors = dict[str, torch.Tensor]
 Llama = Callable[..., Tensors]

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from checks.checkpoint.pair import Pair
 from checks.evidence.record import CONTRADICTS, INCONCLUSIVE, NOT_APPLICABLE, SUPPORTS, Evidence
+from checks.pair.pair import Pair
 from checks.statistics.units import critical_z, unit_permutation_test
 
 Tensors = dict[str, torch.Tensor]

@@ -9,9 +9,9 @@ import torch
 
 from checks.checkpoint.checkpoint import Checkpoint
 from checks.checkpoint.initial import regenerate
-from checks.checkpoint.pair import Pair
 from checks.claim.initial import InitialWeights
 from checks.evidence.record import INCONCLUSIVE, NOT_APPLICABLE, SUPPORTS, Evidence
+from checks.pair.pair import Pair
 
 Tensors = dict[str, torch.Tensor]
 Test = Callable[..., Evidence]

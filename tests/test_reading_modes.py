@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,26 +11,15 @@ from typing import Any
 import pytest
 import yaml
 
-from checks.checkpoint.checkpoint import Checkpoint
-from checks.checkpoint.comparison import compare
 from checks.checkpoint.model import Model
-from checks.checkpoint.pair import Pair
-from checks.checkpoint.planned_source import NotPlanned
-from checks.checkpoint.reading import Reading
 from checks.claim.model import ModelSource
+from checks.pair.pair import Pair
+from checks.pair.reading import Reading
 from checks.plugin import parse_budget
+from checks.streaming.planned_source import NotPlanned
 
 CHECKS = ("similarity", "independence.units", "identity.sha256")
 Run = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _loaded_once() -> None:
-    """What a run inside this process imports is forgotten after it, and these cannot be loaded a second time."""
-    for name in ("numpy.fft", "scipy.optimize"):
-        importlib.import_module(name)
-    model = Checkpoint(Path(__file__).resolve().parents[1] / "examples" / "checkpoints" / "base")
-    compare(model, model)
 
 
 @pytest.fixture

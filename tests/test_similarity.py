@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from checks.checkpoint.pair import Pair
 from checks.evidence.record import CONTRADICTS, INCONCLUSIVE, NOT_APPLICABLE, SUPPORTS, Evidence
+from checks.pair.pair import Pair
 
 Tensors = dict[str, torch.Tensor]
 Llama = Callable[..., Tensors]

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from checks.checkpoint.candidate import Candidate
 from checks.claim.model import ModelSource
 from checks.claim.training import Training
 from checks.evidence.record import INCONCLUSIVE, NOT_APPLICABLE, SUPPORTS, Evidence
+from checks.pair.candidate import Candidate
 
 Tensors = dict[str, torch.Tensor]
 Test = Callable[..., Evidence]

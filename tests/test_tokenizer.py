@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from checks.checkpoint.pair import Pair
 from checks.evidence.record import CONTRADICTS, INCONCLUSIVE, NOT_APPLICABLE, SUPPORTS, Evidence
+from checks.pair.pair import Pair
 from checks.tokens import bases as bases_module
 from checks.tokens.normal import byte_alphabet
 from checks.tokens.segment import fixed_text

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from checks.catalog.architecture import Architecture
-from checks.checkpoint.candidate import Candidate
 from checks.checkpoint.errors import CheckpointUnavailable
 from checks.claim.model import ModelSource
 from checks.claim.training import Training
 from checks.evidence.record import CONTRADICTS, INCONCLUSIVE, NOT_APPLICABLE, SUPPORTS, Evidence
+from checks.pair.candidate import Candidate
 
 Judged = Callable[..., Evidence]
 Rows = list[dict[str, Any]]

@@ -1,1 +1,1 @@
-"""Checkpoints on disk: index, tensor roles, and the pass that compares two of them."""
+"""One checkpoint, from disk or hub: its index, the roles of its tensors, its weights in canonical form."""

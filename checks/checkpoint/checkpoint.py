@@ -15,10 +15,10 @@ from checks.checkpoint.errors import CheckpointUnavailable
 from checks.checkpoint.files import CheckpointFiles, LocalFiles
 from checks.checkpoint.header import BITS
 from checks.checkpoint.index import ByteSource, TensorInfo
-from checks.checkpoint.planned_source import planned_source
-from checks.checkpoint.read_plan import TensorRead
 from checks.checkpoint.roles import Role, role_of
 from checks.checkpoint.template import assign_roles
+from checks.streaming.planned_source import planned_source
+from checks.streaming.read_plan import TensorRead
 
 if TYPE_CHECKING:
     import torch

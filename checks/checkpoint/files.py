@@ -82,7 +82,7 @@ class LocalFiles:
 
 def local_source(directory: Path) -> LocalSource:
     """The source of the bytes of a directory's shards, which goes past the page cache where that is faster."""
-    from checks.checkpoint.reader import DirectSource
+    from checks.streaming.reader import DirectSource
 
     return DirectSource(directory)
 

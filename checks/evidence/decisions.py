@@ -12,7 +12,7 @@ from checks.evidence.text import format_value
 from checks.evidence.thresholds import Threshold
 
 if TYPE_CHECKING:
-    from checks.checkpoint.comparison import Comparison, CosineSummary
+    from checks.pair.comparison import Comparison, CosineSummary
     from checks.statistics.block_matching import MatchingTest
     from checks.statistics.units import UnitTests
 

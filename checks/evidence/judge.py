@@ -23,7 +23,7 @@ from checks.evidence.text import format_value, printable
 from checks.evidence.thresholds import Threshold, threshold
 
 if TYPE_CHECKING:
-    from checks.checkpoint.comparison import CosineSummary
+    from checks.pair.comparison import CosineSummary
     from checks.statistics.block_matching import MatchingTest
     from checks.statistics.units import UnitTests
 

@@ -13,7 +13,7 @@ from checks.evidence.text import format_value
 from checks.evidence.thresholds import Threshold
 
 if TYPE_CHECKING:
-    from checks.checkpoint.comparison import Comparison, CosineSummary
+    from checks.pair.comparison import Comparison, CosineSummary
     from checks.statistics.sampling import CosineEstimate
 
 # Two-dimensional tables of tokens, of which single blocks resemble each other for reasons of their own.

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from checks.checkpoint.candidate import Candidate
 from checks.checkpoint.model import Model
 from checks.claim.behavior import Behavior
 from checks.generation.asking import Respondents, candidate_model, respondents
 from checks.generation.text_model import TextModel
+from checks.pair.candidate import Candidate
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,20 +11,8 @@ import pytest
 import yaml
 from huggingface_hub import snapshot_download
 
-from checks.checkpoint.checkpoint import Checkpoint
-from checks.checkpoint.comparison import compare
-
 MODELS = ("derived", "base")
 Run = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _loaded_once() -> None:
-    """What a run inside this process imports is forgotten after it, and these cannot be loaded a second time."""
-    for name in ("numpy.fft", "scipy.optimize"):
-        importlib.import_module(name)
-    model = Checkpoint(Path(__file__).resolve().parents[2] / "examples" / "checkpoints" / "base")
-    compare(model, model)
 
 
 @pytest.fixture

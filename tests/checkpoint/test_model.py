@@ -14,12 +14,12 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from checks.catalog.architecture import Architecture, from_config
-from checks.checkpoint.candidate import Candidate
 from checks.checkpoint.errors import CheckpointUnavailable
 from checks.checkpoint.hub_access import HubAccess
 from checks.checkpoint.model import Model
 from checks.claim.model import ModelSource
 from checks.claim.training import Training
+from checks.pair.candidate import Candidate
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checks.checkpoint.comparison import CosineSummary
 from checks.evidence.decisions import decide_by_summary
 from checks.evidence.sampled import decide_summary
 from checks.evidence.thresholds import threshold
+from checks.pair.comparison import CosineSummary
 from checks.statistics.sampling import CosineEstimate
 
 LIMITS = threshold("similarity.mean")  # supports below 0.1, contradicts from 0.8, in size

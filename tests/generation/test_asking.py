@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from checks.checkpoint.candidate import Candidate
 from checks.checkpoint.model import Model
 from checks.claim.behavior import Behavior
 from checks.claim.model import ModelSource
@@ -20,6 +19,7 @@ from checks.generation.endpoint import EndpointTextModel
 from checks.generation.local import LocalTextModel
 from checks.generation.prompts import continuations, knowledge_questions
 from checks.generation.text_model import LocalModelUnavailable, NotOffered
+from checks.pair.candidate import Candidate
 from checks.statistics.agreement import equal_answers, first_word
 
 

@@ -1,0 +1,213 @@
+"""Candidate and reference side by side: what every check of the pair shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from checks.checkpoint.canonical import CanonicalModel
+from checks.checkpoint.checkpoint import Checkpoint
+from checks.checkpoint.errors import CheckpointUnavailable
+from checks.checkpoint.model import Model
+from checks.pair.comparison import Comparison, compare, compare_part
+from checks.pair.matching import mlp_pairs
+from checks.pair.neurons import NeuronGroup, neuron_groups, require_fit, unit_tests
+from checks.pair.reading import Reading, WholeLayers, plan_of
+from checks.streaming.planned_source import NotPlanned
+from checks.streaming.read_plan import FULL, ReadPlan, SideRead
+
+if TYPE_CHECKING:
+    from checks.claim.initial import InitialWeights
+    from checks.pair.ledger import LayerStore
+    from checks.statistics.units import UnitTests
+
+Measured = TypeVar("Measured")
+
+
+class Pair:
+    """A candidate and a reference, or one component of both. Statistics are computed once and shared.
+
+    `tests_neurons`: does any check ask for `neurons` or `units`? Then one pass over the weights serves these too.
+    `store`: keeps what was measured, layer by layer. `initial`: what the claim says of the initial weights.
+    `reading`: how much is read. What is not planned is not read by any check: whoever asks for it gets NotPlanned.
+    """
+
+    def __init__(
+        self,
+        candidate: Model,
+        reference: Model,
+        device: Callable[[], str] = lambda: "cpu",
+        claimed_prefixes: tuple[str, ...] = ("",),
+        *,
+        tests_neurons: bool = True,
+        store: LayerStore | None = None,
+        initial: InitialWeights | None = None,
+        reading: Reading = Reading(FULL),  # noqa: B008 - frozen
+    ) -> None:
+        self.candidate = candidate
+        self.reference = reference
+        self._claimed_prefixes = claimed_prefixes
+        self._device = device
+        self._tests_neurons = tests_neurons
+        self._store = store
+        self.initial = initial
+        self._reading = reading
+        self._failures: dict[str, CheckpointUnavailable] = {}
+        self._measured: dict[Callable[[Pair], Any], Any] = {}
+
+    @property
+    def plan(self) -> ReadPlan | None:
+        """What is read; None for everything. Raises CheckpointUnavailable, the same way every time."""
+        return self._same_failure("plan", lambda: self._plan)
+
+    @property
+    def is_sampled(self) -> bool:
+        """Are the weights read in part? Raises CheckpointUnavailable."""
+        return self.plan is not None
+
+    def read(self) -> dict[str, Any]:
+        """What was read, for the record: digests, sizes, and what of the candidate no component of the claim names."""
+        planned: dict[str, Any] = {"mode": FULL} if self.plan is None else self.plan.as_evidence()
+        sides: dict[str, Any] = {
+            **planned,
+            **{
+                side: {
+                    "name": model.name,
+                    "prefix": model.checkpoint.prefix,
+                    "tensors": len(model.checkpoint.tensors),
+                    "elements": model.checkpoint.parameters,
+                    "roles": model.checkpoint.roles.summary(),
+                    **model.checkpoint.provenance,
+                    **_digests(model.checkpoint, self.is_sampled),
+                    **({} if self.plan is None else {"read": planned[side]}),
+                }
+                for side, model in (("candidate", self.candidate), ("reference", self.reference))
+            },
+        }
+        sides["candidate"]["outside_components"] = self.candidate.checkpoint.share_outside(self._claimed_prefixes)
+        return sides
+
+    def elementwise(self) -> Comparison:
+        """Sums, hashes and equal tensors of the pair, from all bytes.
+
+        Raises CheckpointUnavailable, the same way every time: NotPlanned if the weights are read in part.
+        """
+        if self.plan is not None:
+            raise NotPlanned(
+                f"{self.candidate.checkpoint.where} and {self.reference.checkpoint.where}: this needs all of both "
+                f"models, and --read {self.plan.request.mode} reads a part; read all with --read full"
+            )
+        return self.comparison()
+
+    def comparison(self) -> Comparison:
+        """Cosines of the pair, estimated where the weights are read in part. See Comparison.is_sampled.
+
+        Raises CheckpointUnavailable, the same way every time.
+        """
+        return self._same_failure("comparison", lambda: self._comparison)
+
+    @cached_property
+    def canonical(self) -> tuple[CanonicalModel, CanonicalModel]:
+        """Candidate and reference in canonical form, on the device: of weights that are read in part, the layers and
+        experts that are read whole. Raises CheckpointUnavailable.
+        """
+        ours, theirs = self.candidate.checkpoint, self.reference.checkpoint
+        if self.plan is None:
+            return CanonicalModel(ours, self._device()), CanonicalModel(theirs, self._device())
+        return (
+            CanonicalModel(WholeLayers(ours, self.plan.candidate), self._device()),
+            CanonicalModel(WholeLayers(theirs, self.plan.reference), self._device()),
+        )
+
+    @property
+    def device(self) -> str:
+        """The torch device of this worker."""
+        return self._device()
+
+    def once(self, measure: Callable[[Pair], Measured]) -> Measured:
+        """What `measure` finds of this pair: measured when first asked for, then shared by all checks."""
+        if measure not in self._measured:
+            # From here on nothing is read but what is planned.
+            _ = self.plan
+            self._measured[measure] = measure(self)
+        found: Measured = self._measured[measure]
+        return found
+
+    def neurons(self) -> tuple[NeuronGroup, ...]:
+        """The unit permutation tests of every MLP of equal shape that is read whole. Raises CheckpointUnavailable."""
+        require_fit(self.candidate.checkpoint, mlp_pairs(self.candidate.checkpoint, self.reference.checkpoint))
+        neurons = self.comparison().neurons
+        return self._neuron_groups if neurons is None else neurons
+
+    def units(self) -> UnitTests | None:
+        """The permutation tests of all MLPs together; None when no MLP of equal shape can be tested.
+
+        Coverage is the share of the MLPs of the read layers, where layers are read that may support.
+        """
+        tests = unit_tests(self.candidate.checkpoint, self.neurons())
+        if tests is None or self.plan is None or not self.plan.may_support:
+            return tests
+        checkpoint = self.candidate.checkpoint
+        everything = sum(entry.weights for entry in checkpoint.tensors.values() if entry.role.kind is not None)
+        planned = _planned_mlp_weights(checkpoint, self.plan.candidate)
+        return replace(tests, coverage=min(1.0, tests.coverage * everything / planned) if planned else 0.0)
+
+    @cached_property
+    def _plan(self) -> ReadPlan | None:
+        ours, theirs = self.candidate.checkpoint, self.reference.checkpoint
+        plan = plan_of(ours, theirs, self._reading.request(ours, theirs))
+        if plan is not None:
+            ours.read_only(plan.candidate.reads)
+            theirs.read_only(plan.reference.reads)
+        return plan
+
+    @cached_property
+    def _comparison(self) -> Comparison:
+        ours, theirs, plan = self.candidate.checkpoint, self.reference.checkpoint, self.plan
+        how: dict[str, Any] = {"with_neurons": self._tests_neurons, "store": self._store}
+        if plan is None:
+            return compare(ours, theirs, self._device(), **how)
+        return compare_part(ours, theirs, plan, self._device(), **how)
+
+    @cached_property
+    def _neuron_groups(self) -> tuple[NeuronGroup, ...]:
+        ours, theirs, plan = self.candidate.checkpoint, self.reference.checkpoint, self.plan
+        if plan is not None:
+            part = compare_part(ours, theirs, plan, self._device(), with_neurons=True, store=self._store)
+            return part.neurons or ()
+        return tuple(neuron_groups(ours, theirs, self._device()))
+
+    def _same_failure(self, name: str, get: Callable[[], Measured]) -> Measured:
+        """What `get` returns; once it failed, the same failure, without trying again."""
+        if name in self._failures:
+            failure = self._failures[name]
+            raise type(failure)(str(failure))
+        try:
+            return get()
+        except CheckpointUnavailable as error:
+            self._failures[name] = error
+            raise
+
+
+def _planned_mlp_weights(checkpoint: Checkpoint, side: SideRead) -> int:
+    """Elements of the MLPs' matrices that are read whole, of stacked ones those of the experts that are."""
+    total = 0
+    for entry in checkpoint.tensors.values():
+        read = side.reads.get(entry.stored_name) if entry.role.kind is not None else None
+        if read is not None:
+            runs = sum(stop - start for start, stop in read.runs)
+            total += entry.weights if read.whole else runs
+    return total
+
+
+def _digests(checkpoint: Checkpoint, is_sampled: bool) -> dict[str, Any]:
+    """What tells which weights were read: one digest of all tensors; or those that the hub publishes of the shards, if
+    not all tensors were read. Raises CheckpointUnavailable.
+    """
+    unread = {entry.stored.shard for name, entry in checkpoint.tensors.items() if name not in checkpoint._sha256}
+    published = {name: checkpoint.index.shards[name].published_sha256 for name in sorted(unread)}
+    if published and all(published.values()):
+        return {"sha256": None, "shards": published}
+    return {"sha256": None if is_sampled else checkpoint.digest()}

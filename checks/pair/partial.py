@@ -1,0 +1,201 @@
+"""What the planned part of two checkpoints says of their tensors and MLPs, layer by layer, each byte read once."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from checks.checkpoint.checkpoint import Checkpoint
+from checks.checkpoint.identity import identity_of
+from checks.pair.ledger import Item, LayerStore, Ledger
+from checks.pair.matching import MlpPair, layer_label, mlp_pairs
+from checks.pair.neurons import NeuronGroup, group_from_json, neuron_group, read_matrices, tests_as_json
+from checks.statistics.sampling import CosineEstimate
+from checks.streaming.read_plan import ReadPlan, TensorRead, estimates, slice_name, slice_pairs, sliced
+
+if TYPE_CHECKING:
+    from checks.streaming.stream import TensorResult
+
+# What is kept in a store; another version is measured again.
+VERSIONS = {"estimates": "1", "neurons of the planned part": "1"}
+
+
+@dataclass(frozen=True)
+class PartlyRead:
+    """What the read part says of a pair of tensors.
+
+    `ordinary`: why any model could have both, as far as they were read.
+    `nonfinite`: elements that were read and are not finite on either side.
+    """
+
+    estimate: CosineEstimate
+    ordinary: str | None = None
+    nonfinite: int = 0
+
+
+@dataclass(frozen=True)
+class PartMeasurements:
+    """What the read part of a pair says. `neurons`: of the MLPs that are read whole; None if not asked for."""
+
+    tensors: Mapping[tuple[str, str], PartlyRead]  # by the candidate's and the reference's name
+    neurons: tuple[NeuronGroup, ...] | None
+
+
+def measure_part(
+    candidate: Checkpoint,
+    reference: Checkpoint,
+    plan: ReadPlan,
+    device: str = "cpu",
+    with_neurons: bool = True,
+    store: LayerStore | None = None,
+) -> PartMeasurements:
+    """Estimate the cosines of tensors of equal role, and test the neurons of the MLPs that are read whole.
+
+    Only planned bytes are read. `store`: layers that are there are not read again. Raises CheckpointUnavailable.
+    """
+    identities = ("", "")
+    if store is not None:
+        identities = (
+            identity_of(candidate.index, candidate.prefix, candidate.config),
+            identity_of(reference.index, reference.prefix, reference.config),
+        )
+    request = plan.request
+    reading = f"{request.mode} budget {request.budget} seed {request.seed}"
+
+    def key(statistic: str) -> tuple[str, str, str, str]:
+        return (*identities, statistic, VERSIONS[statistic])
+
+    with store.exclusive((*identities, "pass", reading)) if store is not None else nullcontext():
+        tensors: Ledger[PartlyRead] = Ledger(
+            store, key("estimates"), _tensors_by_layer(candidate, reference, plan), _as_json, _from_json, reading
+        )
+        _measure_tensors(candidate, reference, plan, device, tensors)
+        if not with_neurons:
+            return PartMeasurements(_ordered(tensors), None)
+        mlps: dict[Item, MlpPair] = {
+            (mlp.module, mlp.theirs["up"].name): mlp for mlp in mlp_pairs(candidate, reference) if mlp.fits
+        }
+        read = {
+            item: mlp
+            for item, mlp in mlps.items()
+            if all(plan.candidate.is_whole(entry.stored_name) for entry in mlp.ours.values())
+            and all(plan.reference.is_whole(entry.stored_name) for entry in mlp.theirs.values())
+        }
+        layers: dict[str, list[Item]] = defaultdict(list)
+        for item, mlp in read.items():
+            layers[layer_label(mlp.ours["up"])].append(item)
+        neurons: Ledger[NeuronGroup] = Ledger(
+            store,
+            key("neurons of the planned part"),
+            layers,
+            tests_as_json,
+            lambda item, stored: group_from_json(read[item], stored),
+            reading,
+        )
+        missing = neurons.missing
+        wanted = [mlp for item, mlp in read.items() if item in missing]
+        for mlp, ours, theirs in read_matrices(candidate, reference, wanted, device):
+            neurons.add((mlp.module, mlp.theirs["up"].name), neuron_group(mlp, ours, theirs))
+        return PartMeasurements(_ordered(tensors), tuple(neurons.values[item] for item in read))
+
+
+def _tensors_by_layer(candidate: Checkpoint, reference: Checkpoint, plan: ReadPlan) -> Mapping[str, list[Item]]:
+    """The pairs that are compared, by layer, in the order of the candidate's names."""
+    names = {entry.stored_name: name for name, entry in reference.tensors.items()}
+    layers: dict[str, list[Item]] = defaultdict(list)
+    for name, entry in candidate.tensors.items():
+        if (compared := plan.compared.get(entry.stored_name)) is not None:
+            layers[layer_label(entry)].append((name, names[compared.reference]))
+    return layers
+
+
+def _measure_tensors(
+    candidate: Checkpoint, reference: Checkpoint, plan: ReadPlan, device: str, ledger: Ledger[PartlyRead]
+) -> None:
+    """Read the missing layers, one after the other, so that a killed run loses one at most."""
+    layers: dict[str, list[Item]] = defaultdict(list)
+    for item in sorted(ledger.missing):
+        layers[layer_label(candidate.tensors[item[0]])].append(item)
+    for items in layers.values():
+        results = _read(candidate, reference, plan, items, device)
+        found = estimates(plan, results.values(), [candidate.tensors[name].stored_name for name, _ in items])
+        for name, other in items:
+            stored = candidate.tensors[name].stored_name
+            pieces = [results[piece] for piece, _ in slice_pairs(plan, [stored])]
+            ledger.add(
+                (name, other),
+                PartlyRead(
+                    found[stored],
+                    _ordinary(candidate, reference, (name, other), plan.compared[stored].read, pieces[0]),
+                    sum(piece.sums.nonfinite for piece in pieces if piece.sums is not None),
+                ),
+            )
+
+
+def _read(
+    candidate: Checkpoint, reference: Checkpoint, plan: ReadPlan, items: Collection[Item], device: str
+) -> dict[str | None, TensorResult]:
+    """The results of the pieces of these tensors, by the candidate's names of the pieces."""
+    from checks.statistics.ordinary import head_elements
+    from checks.streaming.stream import stream_pair
+
+    pairs = [(candidate.tensors[name].stored_name, reference.tensors[other].stored_name) for name, other in items]
+    reads = [{pair[side]: plan.compared[pair[0]].read for pair in pairs} for side in (0, 1)]
+    first = {_first_piece(name, read) for side in reads for name, read in side.items()}
+    results = stream_pair(
+        sliced(candidate.index, reads[0]),
+        sliced(reference.index, reads[1]),
+        (candidate.source, reference.source),
+        slice_pairs(plan, [name for name, _ in pairs]),
+        hashing=False,
+        head=lambda piece: head_elements(piece.shape) if piece.name in first else 0,
+        # What is planned is small, and equal shards may hold what any model could have.
+        skip_identical=False,
+        device=device,
+    )
+    return {result.candidate: result for result in results}
+
+
+def _first_piece(name: str, read: TensorRead) -> str:
+    return name if read.whole else slice_name(name, *read.ranges()[0])
+
+
+def _ordinary(
+    candidate: Checkpoint, reference: Checkpoint, names: Item, read: TensorRead, first: TensorResult
+) -> str | None:
+    """Why could any model have both tensors? Of one that is read in part its beginning has to tell."""
+    from checks.statistics.ordinary import may_be_ordinary, ordinary_reason
+
+    entries = candidate.tensors[names[0]], reference.tensors[names[1]]
+    begins = read.whole or read.ranges()[0][0] == 0
+    if first.heads is None or not begins:
+        return None
+    seems_equal = first.sums is not None and first.sums.equal == first.sums.n
+    if not all(
+        may_be_ordinary(head, entry.shape, if_unseen=seems_equal)
+        for head, entry in zip(first.heads, entries, strict=True)
+    ):
+        return None
+    if not read.whole:
+        return "begins as a tensor does that any model could have; the rest was not read"
+    sides = zip((candidate, reference), entries, strict=True)
+    reasons = [ordinary_reason(side.read(entry.name)) for side, entry in sides]
+    return reasons[0] if all(reasons) else None
+
+
+def _ordered(ledger: Ledger[PartlyRead]) -> dict[tuple[str, str], PartlyRead]:
+    return {(item[0], item[1]): ledger.values[item] for item in sorted(ledger.values)}
+
+
+def _as_json(one: PartlyRead) -> dict[str, Any]:
+    return {"estimate": asdict(one.estimate), "ordinary": one.ordinary, "nonfinite": one.nonfinite}
+
+
+def _from_json(_: Item, stored: Any) -> PartlyRead:
+    reason = stored["ordinary"]
+    return PartlyRead(
+        CosineEstimate(**stored["estimate"]), None if reason is None else str(reason), int(stored["nonfinite"])
+    )

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import pytest
+
+from checks.pair.ledger import Item, Ledger
+
+KEY = ("candidate", "reference", "statistic", "1")
+LAYERS: dict[str, list[Item]] = {"0": [("a", "x"), ("b", "y")], "1": [("c", "z")], "none": []}
+
+
+class Store:
+    """Keeps what can be written to a file."""
+
+    def __init__(self) -> None:
+        self.files: dict[tuple[str, ...], str] = {}
+
+    def get(self, key: tuple[str, ...]) -> dict[str, Any] | None:
+        return json.loads(self.files[key]) if key in self.files else None
+
+    def put(self, key: tuple[str, ...], payload: dict[str, Any]) -> None:
+        self.files[key] = json.dumps(payload, allow_nan=False)
+
+    def exclusive(self, key: tuple[str, ...]) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+def ledger(store: Store | None, key: tuple[str, str, str, str] = KEY, layers: Any = LAYERS) -> Ledger[float]:
+    return Ledger(store, key, layers, float.hex, lambda item, stored: float.fromhex(stored))
+
+
+def test_a_layer_goes_to_the_store_with_its_last_value() -> None:
+    store = Store()
+    first = ledger(store)
+    assert first.missing == {("a", "x"), ("b", "y"), ("c", "z")}
+    first.add(("b", "y"), 0.1)
+    assert not store.files
+    first.add(("a", "x"), -0.0)
+    assert store.files.keys() == {(*KEY, "0", "full")}
+    again = ledger(store)
+    assert again.missing == {("c", "z")}
+    assert again.values == {("a", "x"): -0.0, ("b", "y"): 0.1}
+    assert repr(again.values) == repr({("a", "x"): -0.0, ("b", "y"): 0.1})
+    again.add(("c", "z"), float("inf"))
+    assert not ledger(store).missing
+    assert not again.missing
+
+
+def test_without_a_store_values_are_only_collected() -> None:
+    one = ledger(None)
+    one.add(("c", "z"), 2.0)
+    assert one.values == {("c", "z"): 2.0}
+    assert one.missing == {("a", "x"), ("b", "y")}
+
+
+def test_other_keys_know_nothing() -> None:
+    store = Store()
+    ledger(store).add(("c", "z"), 1.0)
+    for place in range(4):
+        other = [*KEY]
+        other[place] = "other"
+        assert ("c", "z") in ledger(store, (other[0], other[1], other[2], other[3])).missing
+
+
+def test_a_layer_of_other_items_is_measured_again() -> None:
+    store = Store()
+    ledger(store).add(("c", "z"), 1.0)
+    for items in ([("c", "other")], [("c", "z"), ("d", "z")], [("c",)]):
+        assert ledger(store, layers={"1": items}).missing == set(items)
+
+
+@pytest.mark.parametrize(
+    "payload", [{}, {"measured": None}, {"measured": [["c"]]}, {"measured": [["c", "z", "much"]]}, {"measured": [1]}]
+)
+def test_a_layer_that_cannot_be_read_is_measured_again(payload: dict[str, Any]) -> None:
+    store = Store()
+    store.put((*KEY, "1", "full"), payload)
+    assert ("c", "z") in ledger(store).missing
+
+
+def test_another_way_of_reading_has_values_of_its_own() -> None:
+    store = Store()
+    first = Ledger(store, KEY, {"0": [("a", "x")]}, float.hex, lambda _, stored: float.fromhex(stored), "sample seed 1")
+    first.add(("a", "x"), 0.1)
+    for reading, found in (("sample seed 1", {("a", "x"): 0.1}), ("sample seed 2", {}), ("full", {})):
+        again = Ledger(
+            store, KEY, {"0": [("a", "x")]}, float.hex, lambda _, stored: float.fromhex(stored), reading=reading
+        )
+        assert again.values == found
