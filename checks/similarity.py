@@ -158,20 +158,7 @@ def _judge_summary(
 ) -> None:
     if not summary.counterparts:
         judge.not_applicable(f"no {what} has a counterpart of equal name and shape", read=pair.read())
-    if not pair.is_sampled:
-        judge.summary(summary, read=pair.read(), **details)
-        return
-    strongest = summary.strongest
-    judge.finish(
-        judge.decide(lambda limits: decide_summary(limits, summary, not is_table)),
-        summary.cosine,
-        read=pair.read(),
-        estimate=None if summary.estimate is None else summary.estimate.as_evidence(),
-        coverage=summary.coverage,
-        compared_tensors=summary.tensors,
-        strongest_tensor=None if strongest is None else {"name": strongest[0], "cosine": strongest[1]},
-        **details,
-    )
+    judge.summary(summary, strongest_block_counts=not is_table, read=pair.read(), **details)
 
 
 def _described(summary: CosineSummary) -> dict[str, Any]:

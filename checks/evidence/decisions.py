@@ -12,7 +12,7 @@ from checks.evidence.text import format_value
 from checks.evidence.thresholds import Threshold
 
 if TYPE_CHECKING:
-    from checks.pair.comparison import Comparison, CosineSummary
+    from checks.pair.comparison import CosineSummary
     from checks.statistics.block_matching import MatchingTest
     from checks.statistics.units import UnitTests
 
@@ -89,7 +89,7 @@ def decide_calibrated(limits: Threshold, tests: UnitTests, calibrated_cases: int
     assert limits.supports_p_from is not None
     assert limits.detectable_effect_at_most is not None
     assert limits.coverage_from is not None
-    critical = corrected_critical_z(limits, tests, calibrated_cases)
+    critical = corrected_critical_z(limits, tests.tests, calibrated_cases)
     joint, single = tests.strongest_joint, tests.strongest_single
     shown = f"z = {joint.z:.1f}, mean row cosine {joint.effect:.4f}"
     if abs(joint.z) >= critical and abs(joint.effect) >= limits.minimum_effect:
@@ -127,12 +127,12 @@ def decide_calibrated(limits: Threshold, tests: UnitTests, calibrated_cases: int
     return Decision(SUPPORTS, f"{shown}: as expected of independent weights (critical {critical:.2f})", True)
 
 
-def corrected_critical_z(limits: Threshold, tests: UnitTests, calibrated_cases: int) -> float:
-    """The two-sided critical z of one test: the claim's level over its calibrated cases and the case's tests."""
+def corrected_critical_z(limits: Threshold, tests: int, calibrated_cases: int) -> float:
+    """The two-sided critical z of each of a case's tests: the claim's level over its calibrated cases and the tests."""
     from checks.statistics.units import critical_z
 
     assert limits.alpha is not None
-    return critical_z(limits.alpha, max(1, calibrated_cases) * max(1, tests.tests))
+    return critical_z(limits.alpha, max(1, calibrated_cases) * max(1, tests))
 
 
 def decide_by_summary(limits: Threshold, summary: CosineSummary) -> Decision:
@@ -141,7 +141,13 @@ def decide_by_summary(limits: Threshold, summary: CosineSummary) -> Decision:
     A mean hides a single copied matrix: one whose own cosine reaches the band in which the documents call weights
     practically the same contradicts, one at or above `yields_below` keeps the group from supporting.
     """
-    decision = decide_by_bands(limits, summary.cosine, summary.null_elements, summary.coverage)
+    return with_strongest(
+        limits, summary, decide_by_bands(limits, summary.cosine, summary.null_elements, summary.coverage)
+    )
+
+
+def with_strongest(limits: Threshold, summary: CosineSummary, decision: Decision) -> Decision:
+    """The decision on a group of tensors, unless one tensor of it stands out; see `decide_by_summary`."""
     if decision.outcome == CONTRADICTS or summary.strongest is None or limits.yields_below is None:
         return decision
     name, cosine = summary.strongest
@@ -150,26 +156,6 @@ def decide_by_summary(limits: Threshold, summary: CosineSummary) -> Decision:
     if abs(cosine) >= limits.yields_below and decision.outcome == SUPPORTS:
         return Decision(INCONCLUSIVE, f"{name} alone has {format_value(cosine)} ({decision.reason})", True, True)
     return decision
-
-
-def decide_category(limits: Threshold, comparison: Comparison) -> tuple[str, Decision] | None:
-    """The category with the largest cosine among those that have enough elements to decide, and what it means.
-
-    The embedding has a check of its own. None when no tensor of any other category could be compared.
-    """
-    summaries = {name: comparison.category(name) for name in comparison.categories() if name != "embedding"}
-    decisions = {name: decide_by_summary(limits, one) for name, one in summaries.items() if one.counterparts}
-    if not decisions:
-        return None
-    severity = {CONTRADICTS: 2, INCONCLUSIVE: 1}
-
-    def rank(name: str) -> tuple[int, bool, float]:
-        decision = decisions[name]
-        worth = severity.get(decision.outcome, 0) if decision.powered else 0
-        return worth, decision.powered, abs(summaries[name].cosine or 0.0)
-
-    highest = max(decisions, key=rank)
-    return highest, decisions[highest]
 
 
 @dataclass(frozen=True)
@@ -191,14 +177,13 @@ def decide_scores(
     corrected |z| and the minimum effect; support needs that an effect of `detectable_effect_at_most` would have been
     found by the first score, which speaks for the whole.
     """
-    assert limits.alpha is not None
     assert limits.minimum_effect is not None
     assert limits.supports_p_from is not None
     assert limits.detectable_effect_at_most is not None
-    from checks.statistics.units import ONE_SIDED_95, critical_z, two_sided_log_p
+    from checks.statistics.units import ONE_SIDED_95, two_sided_log_p
 
     count, minimum = max(1, tests or len(scores)), limits.minimum_effect
-    critical = critical_z(limits.alpha, max(1, calibrated_cases) * count)
+    critical = corrected_critical_z(limits, count, calibrated_cases)
     strongest = max(scores, key=lambda score: (abs(score.effect) >= minimum, abs(score.z)))
     shown = f"{strongest.name}: z = {strongest.z:.1f}, effect {strongest.effect:.4f}"
     if abs(strongest.z) >= critical:
@@ -229,12 +214,9 @@ def decide_matching(limits: Threshold, test: MatchingTest, calibrated_cases: int
     needs an agreement of `minimum_single_effect` in one block or `minimum_effect` in all, and twice that of every
     mismatched block.
     """
-    from checks.statistics.units import critical_z
-
-    assert limits.alpha is not None
     assert limits.minimum_effect is not None
     assert limits.minimum_single_effect is not None
-    critical = critical_z(limits.alpha, max(1, calibrated_cases) * test.tests)
+    critical = corrected_critical_z(limits, test.tests, calibrated_cases)
     finding = test.finding(critical, limits.minimum_single_effect, limits.minimum_effect)
     null = (
         f"{test.null.count} mismatched blocks agree on {test.null.largest_agreement:.1%} at most, so that more "

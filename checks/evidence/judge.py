@@ -13,12 +13,12 @@ from checks.evidence.decisions import (
     Score,
     corrected_critical_z,
     decide_by_bands,
-    decide_by_summary,
     decide_calibrated,
     decide_matching,
     decide_scores,
 )
 from checks.evidence.record import CONTRADICTS, DISCLOSED, INCONCLUSIVE, NOT_APPLICABLE, SUPPORTS, Evidence
+from checks.evidence.sampled import decide_summary
 from checks.evidence.text import format_value, printable
 from checks.evidence.thresholds import Threshold, threshold
 
@@ -89,11 +89,20 @@ class Judge:
             details["coverage"] = coverage
         self.finish(decision, value, read=read, **details)
 
-    def summary(self, summary: CosineSummary, *, read: Mapping[str, Any] | None = None, **details: Any) -> None:
-        """Judge the cosine of a group of tensors; see `decide_by_summary`."""
-        strongest = summary.strongest
+    def summary(
+        self,
+        summary: CosineSummary,
+        *,
+        strongest_block_counts: bool = True,
+        read: Mapping[str, Any] | None = None,
+        **details: Any,
+    ) -> None:
+        """Judge the cosine of a group of tensors; see `decide_summary`."""
+        strongest, estimate = summary.strongest, summary.estimate
+        if estimate is not None:
+            details["estimate"] = estimate.as_evidence()
         self.finish(
-            self.decide(lambda limits: decide_by_summary(limits, summary)),
+            self.decide(lambda limits: decide_summary(limits, summary, strongest_block_counts)),
             summary.cosine,
             read=read,
             raw_cosine=summary.raw_cosine,
@@ -107,7 +116,7 @@ class Judge:
     def calibrated(self, tests: UnitTests, *, read: Mapping[str, Any] | None = None, **details: Any) -> None:
         """Judge calibrated tests at the level of the whole claim; see `decide_calibrated`."""
         cases = self.context.calibrated_cases
-        critical = corrected_critical_z(self.threshold, tests, cases)
+        critical = corrected_critical_z(self.threshold, tests.tests, cases)
         joint, single = tests.strongest_joint, tests.strongest_single
         self.finish(
             self.decide(lambda limits: decide_calibrated(limits, tests, cases)),
@@ -184,11 +193,7 @@ class Judge:
 
     def critical_z(self, check: str, tests: int) -> float:
         """The critical |z| of each of so many tests at the level of another check, corrected for the whole claim."""
-        from checks.statistics.units import critical_z
-
-        alpha = self.threshold_of(check).alpha
-        assert alpha is not None
-        return critical_z(alpha, max(1, self.context.calibrated_cases) * max(1, tests))
+        return corrected_critical_z(self.threshold_of(check), tests, self.context.calibrated_cases)
 
     def not_applicable(self, reason: str, **details: Any) -> NoReturn:
         """The question does not arise for this pair. Never evidence of scratch."""

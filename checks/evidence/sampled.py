@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from checks.evidence.decisions import SAME_WEIGHTS_FROM, Decision, decide_by_bands, decide_by_summary
+from checks.evidence.decisions import Decision, decide_by_bands, decide_by_summary, with_strongest
 from checks.evidence.record import CONTRADICTS, INCONCLUSIVE, SUPPORTS
 from checks.evidence.text import format_value
 from checks.evidence.thresholds import Threshold
@@ -64,15 +64,7 @@ def decide_highest_category(limits: Threshold, comparison: Comparison) -> tuple[
 def _decide_estimate(
     limits: Threshold, summary: CosineSummary, estimate: CosineEstimate, strongest_block_counts: bool
 ) -> Decision:
-    decision = _decide_interval(limits, summary, estimate)
-    if decision.outcome == CONTRADICTS:
-        return decision
-    if summary.strongest is not None and limits.yields_below is not None:
-        name, cosine = summary.strongest
-        if abs(cosine) >= SAME_WEIGHTS_FROM:
-            return Decision(CONTRADICTS, f"{name} alone has {format_value(cosine)} ({decision.reason})", True)
-        if abs(cosine) >= limits.yields_below and decision.outcome == SUPPORTS:
-            return Decision(INCONCLUSIVE, f"{name} alone has {format_value(cosine)} ({decision.reason})", True, True)
+    decision = with_strongest(limits, summary, _decide_interval(limits, summary, estimate))
     block = estimate.strongest_block if strongest_block_counts and not estimate.is_complete else None
     remarkable = limits.yields_below if limits.yields_below is not None else limits.supports_below
     if decision.outcome == SUPPORTS and block is not None and remarkable is not None and block >= remarkable:

@@ -102,7 +102,7 @@ def test_a_calibrated_test_needs_level_effect_power_and_coverage(tests: UnitTest
 def test_the_level_is_shared_by_the_calibrated_cases_of_the_claim_and_the_tests_of_each() -> None:
     for cases in (1, 52):
         expected = -NormalDist().inv_cdf(1e-6 / (cases * 2) / 2)
-        assert corrected_critical_z(UNITS, measured(0.0), cases) == pytest.approx(expected, rel=1e-9)
+        assert corrected_critical_z(UNITS, measured(0.0).tests, cases) == pytest.approx(expected, rel=1e-9)
 
 
 def test_support_returns_and_is_recorded() -> None:
