@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from checks.applicable import require_layers
 from checks.pair import measures
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def pca(pair: Pair, judge: Judge) -> None:
     Known false positives: models of one recipe whose clouds are round overlap without any relation.
     Blind to: rotated residual streams; other widths.
     """
-    _require_layers(pair, judge)
+    require_layers(pair, judge)
     found = {name: one for name, one in pair.once(measures.clouds).items() if one.overlap is not None}
     if not found:
         judge.not_applicable("the residual streams differ in width, or there is nothing to project", read=pair.read())
@@ -45,7 +46,7 @@ def wasserstein(pair: Pair, judge: Judge) -> None:
     Documented: tutorial-qa.md, "PCA Wasserstein Dist" (0.05 and 0.5); the scale is this suite's.
     Blind to: rotated residual streams; other widths.
     """
-    _require_layers(pair, judge)
+    require_layers(pair, judge)
     clouds = {name: one for name, one in pair.once(measures.clouds).items() if one.distance is not None}
     elements = {name: asdict(one) for name, one in pair.once(measures.elements).items()}
     if not clouds:
@@ -67,14 +68,9 @@ def spectrum(pair: Pair, judge: Judge) -> None:
     Known false positives: models of one recipe (GhostSpec itself reports 0.78 for an independent pair).
     Blind to: nothing in the basis or the numbering; triage where embeddings were replaced and the basis changed.
     """
-    _require_layers(pair, judge)
+    require_layers(pair, judge)
     found = pair.once(measures.spectra)
     if found.ratio is None:
         judge.inconclusive(f"no power: {found.reason}", read=pair.read())
     details = {name: value for name, value in asdict(found).items() if name != "reason"}
     judge(1 - found.ratio, read=pair.read(), **details)
-
-
-def _require_layers(pair: Pair, judge: Judge) -> None:
-    if not all(model.layers for model in pair.canonical):
-        judge.not_applicable("a model has no layers of its own", read=pair.read())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from checks.applicable import require_embeddings
 from checks.evidence.decisions import Score
 from checks.pair import measures
 
@@ -88,8 +89,7 @@ def moments(pair: Pair, judge: Judge) -> None:
 
 def _tables(pair: Pair, judge: Judge) -> tuple[TableComparison, ...]:
     """The tables of the pair; without enough shared tokens the case is inconclusive."""
-    if not all(model.has("embedding") for model in pair.canonical):
-        judge.not_applicable("a model has no token embedding", read=pair.read())
+    require_embeddings(pair, judge)
     shared = pair.once(measures.tokens)
     if len(shared) < FEWEST_TOKENS:
         judge.inconclusive(

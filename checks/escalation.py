@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from checks.applicable import have_layers
 from checks.checkpoint.errors import CheckpointUnavailable
 from checks.evidence.decisions import Decision, decide_by_bands, decide_calibrated, decide_matching
 from checks.evidence.record import CONTRADICTS, INCONCLUSIVE, SUPPORTS
@@ -102,7 +103,7 @@ def _neurons(pair: Pair, judge: Judge) -> Decision:
 
 
 def _anchored(pair: Pair, judge: Judge) -> Decision:
-    if not all(model.layers for model in pair.canonical):
+    if not have_layers(pair):
         return Decision(INCONCLUSIVE, "a model has no layers of its own")
     test = pair.once(measures.matching_by_anchors)
     cases = judge.context.calibrated_cases

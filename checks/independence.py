@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from checks.applicable import require_embeddings, require_layers
 from checks.evidence.decisions import Score
 from checks.pair import measures
 
@@ -64,7 +65,7 @@ def channels(pair: Pair, judge: Judge) -> None:
     Known false positives: a shared initialisation seed, which is no inheritance; structured initialisation.
     Blind to: permuted or rotated residual streams, other widths.
     """
-    _require_layers(pair, judge)
+    require_layers(pair, judge)
     tests = pair.once(measures.channels)
     if tests is None:
         judge.not_applicable("the residual streams differ in width", read=pair.read())
@@ -99,19 +100,18 @@ def tensors(pair: Pair, judge: Judge) -> None:
     Known false positives: a shared initialisation seed; tensors that any model could have are left out by content.
     Blind to: permuted or rotated units, other shapes.
     """
-    pairing = pair.once(measures.nameless).pairing
-    names = pair.once(measures.nameless).candidate.names, pair.once(measures.nameless).reference.names
-    tested = [one for one in pairing.pairs if one.z is not None and one.effect]
-    if not tested:
-        judge.not_applicable("no tensor that could be tested has a counterpart of equal shape", read=pair.read())
+    nameless = pair.once(measures.nameless)
+    ours, theirs, pairing = nameless.candidate.names, nameless.reference.names, nameless.pairing
     scores = [
-        Score(f"{names[0][one.index]} = {names[1][one.other]}", one.z, one.effect, abs(one.z / one.effect))
-        for one in sorted(tested, key=lambda one: -abs(one.z or 0.0))
-        if one.z is not None and one.effect is not None
+        Score(f"{ours[one.index]} = {theirs[one.other]}", one.z, one.effect, abs(one.z / one.effect))
+        for one in pairing.pairs
+        if one.z is not None and one.effect
     ]
-    strongest = scores[:SHOWN_PAIRS]
+    if not scores:
+        judge.not_applicable("no tensor that could be tested has a counterpart of equal shape", read=pair.read())
+    scores.sort(key=lambda score: -abs(score.z))
     judge.scores(
-        strongest,
+        scores[:SHOWN_PAIRS],
         tests=pairing.tests,
         read=pair.read(),
         pairs=pairing.tests,
@@ -134,9 +134,8 @@ def neurons(pair: Pair, judge: Judge) -> None:
     Known false positives: neurons that answer to one token arise in every model, which the in-run null shows.
     Blind to: a new vocabulary with fresh embeddings; layers whose surroundings are new.
     """
-    _require_layers(pair, judge)
-    if not all(model.has("embedding") for model in pair.canonical):
-        judge.not_applicable("a model has no token embedding", read=pair.read())
+    require_layers(pair, judge)
+    require_embeddings(pair, judge)
     _judge_matching(pair, judge, pair.once(measures.matching_by_tokens))
 
 
@@ -151,7 +150,7 @@ def anchored(pair: Pair, judge: Judge) -> None:
     Assumes MLPs in several layers. A shared initialisation seed may trip it.
     Blind to: a few inherited layers among fresh ones; drift that leaves no neuron recognisable.
     """
-    _require_layers(pair, judge)
+    require_layers(pair, judge)
     _judge_matching(pair, judge, pair.once(measures.matching_by_anchors))
 
 
@@ -165,9 +164,8 @@ def alignment(pair: Pair, judge: Judge) -> None:
     Documented: AWM, arXiv 2510.06738; the common basis and the level are this suite's.
     Blind to: replaced embeddings.
     """
-    _require_layers(pair, judge)
-    if not all(model.has("embedding") for model in pair.canonical):
-        judge.not_applicable("a model has no token embedding", read=pair.read())
+    require_layers(pair, judge)
+    require_embeddings(pair, judge)
     shared = pair.once(measures.tokens)
     found = pair.once(measures.alignment) if len(shared) else None
     if found is None:
@@ -185,11 +183,6 @@ def alignment(pair: Pair, judge: Judge) -> None:
         transform=found.transform.kind,
         tokens=found.tokens,
     )
-
-
-def _require_layers(pair: Pair, judge: Judge) -> None:
-    if not all(model.layers for model in pair.canonical):
-        judge.not_applicable("a model has no layers of its own", read=pair.read())
 
 
 def _judge_matching(pair: Pair, judge: Judge, test: MatchingTest) -> None:
