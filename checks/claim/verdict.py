@@ -45,10 +45,6 @@ LIMITS = (
     "distillation, copied data, tokenizer or architecture, and ancestors outside the panel are not seen in the weights",
     "no test tells the direction of copying",
 )
-NOT_PERMUTATION_PROOF = (
-    "not proof against permuted weights, nor rotated ones, random signs, layers under other numbers or other widths: "
-    "every check that this rests on compares units in stored order"
-)
 
 
 @dataclass(frozen=True)
@@ -111,14 +107,13 @@ def decide(claim: Claim, results: Sequence[CaseResult]) -> Verdict:
     counts: dict[str, int] = {}
     for one in results:
         counts[one.outcome or "no report"] = counts.get(one.outcome or "no report", 0) + 1
-    limits = LIMITS if _has_robust_check() else (NOT_PERMUTATION_PROOF, *LIMITS)
     return Verdict(
         claim,
         verdict,
         text,
         components,
         tuple(results),
-        limits if verdict in (SUPPORTED, PARTIAL, OPEN) else LIMITS,
+        LIMITS,
         _exit_status(verdict, results),
         dict(sorted(counts.items())),
     )
@@ -247,7 +242,7 @@ def _what_is_missing(
         passed = [one for one in results if one.case.reference == name and _carries_support(one)]
         if not passed:
             missing.append(f"no decisive check with power passed against {name}")
-        elif _has_robust_check() and not any(_is_robust(one.case.check) for one in passed):
+        elif not any(_is_robust(one.case.check) for one in passed):
             missing.append(f"no check that withstands permutation, rotation and a new vocabulary passed against {name}")
     if any(one.evidence is not None and one.evidence.read.get("may_support") is False for one in results):
         missing.append("read only in part: a screening may refute, not support; choose --read sample or --read full")
@@ -287,10 +282,6 @@ def _is_run(check: str, claim: Claim) -> bool:
 
 def _is_robust(check: str) -> bool:
     return set(threshold(check).withstands) >= DISGUISES
-
-
-def _has_robust_check() -> bool:
-    return any(_is_robust(check) for check in thresholds())
 
 
 # The whole claim

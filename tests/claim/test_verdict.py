@@ -17,7 +17,6 @@ from checks.claim.verdict import (
     EXIT_REFUTED,
     EXIT_SUPPORTED,
     LIMITS,
-    NOT_PERMUTATION_PROOF,
     CaseResult,
     Verdict,
     decide,
@@ -88,7 +87,6 @@ def test_all_support_is_supported_with_its_limits(claim: Claim) -> None:
     assert verdict.limits == LIMITS
     assert any("ancestors outside the panel are not seen" in limit for limit in verdict.limits)
     # Since independence.anchored passed, which withstands permutation and rotation.
-    assert NOT_PERMUTATION_PROOF not in verdict.limits
 
 
 def test_one_decisive_failure_refutes_whatever_else_passed_or_is_missing(claim: Claim) -> None:
