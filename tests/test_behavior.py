@@ -99,7 +99,7 @@ def test_a_model_of_its_claimed_age(claimed: str, knows: str, judged: Judged) ->
     assert evidence.value < 0.1
     assert evidence.details["estimate"]["earliest"] <= knows[:7]
     assert evidence.details["references"]["r1"]["month"] < "2024-01"
-    assert evidence.details["questions"]["version"] == 1
+    assert evidence.details["questions"] == knowledge_questions().as_record()
     answer = evidence.details["answers"]["nobel_literature_2024"]
     assert answer["date"] == "2024-10-10"
     assert isinstance(answer["right"], bool)

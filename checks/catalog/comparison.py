@@ -98,11 +98,6 @@ def overlap(candidate: Architecture, reference: Architecture) -> list[KeyCompari
     return [row for row in rows if {row.candidate, row.reference} - {None, DOES_NOT_APPLY}]
 
 
-def equal_count(rows: Sequence[KeyComparison]) -> int:
-    """How many rows are equal? Unknown ones are not."""
-    return sum(row.equal is True for row in rows)
-
-
 def prevalence(
     key: str, value: object, component: str = "model", exclude: Collection[str] = ()
 ) -> tuple[int, int, tuple[str, ...]]:
