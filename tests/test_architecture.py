@@ -87,9 +87,9 @@ def test_five_equal_keys_are_confirmed_by_inherited_weights(
 
 def test_trained_examples_are_told_apart_by_their_weights(examples: Path, judged: Judged) -> None:
     """All three share one configuration."""
+    independent = Pair(example(examples, "independent"), example(examples, "base"))
+    derived = Pair(example(examples, "derived"), example(examples, "base"))
     for check in BY_CONFIGURATION:
-        independent = Pair(example(examples, "independent"), example(examples, "base"))
-        derived = Pair(example(examples, "derived"), example(examples, "base"))
         assert judged(check, independent).outcome == SUPPORTS
         assert judged(check, derived).outcome == CONTRADICTS
 
@@ -184,7 +184,7 @@ def test_unknown_configuration_is_not_applicable(check: str, judged: Judged) -> 
 def test_seven_key_tables_of_the_documents_corrected(
     candidate: str, reference: str, equal: str, judged: Judged
 ) -> None:
-    """models.md, section 2a, items 5, 6, 29 to 31."""
+    """What docs/sources.md lists as corrected."""
     evidence = judged("architecture.overlap", Pair(known(candidate), known(reference)))
     assert evidence.details["seven_keys_equal"] == equal
     assert len(evidence.details["seven_keys"]) == 7

@@ -17,6 +17,10 @@ from typing import Any
 
 import pytest
 
+from checks.checkpoint.errors import CheckpointUnavailable
+from checks.checkpoint.hub_access import HubAccess
+from checks.checkpoint.model import Model
+from checks.claim.model import ModelSource
 from checks.evidence.record import CONTRADICTS, INCONCLUSIVE, NOT_APPLICABLE, SUPPORTS, Evidence
 from checks.pair.pair import Pair
 from checks.tokens import bases as bases_module
@@ -109,11 +113,29 @@ def pair_of(
     return make
 
 
+@pytest.fixture(scope="module")
+def opened() -> dict[str, Pair]:
+    """The pairs of `equal_pair` that were asked for before."""
+    return {}
+
+
+@pytest.fixture
+def equal_pair(opened: dict[str, Pair], pair_of: Callable[..., Pair]) -> Callable[[str], Pair]:
+    """An example model beside the base, both with the English tokenizer; measured once for all checks."""
+
+    def make(candidate: str) -> Pair:
+        if candidate not in opened:
+            opened[candidate] = pair_of(ENGLISH, ENGLISH, candidate=candidate)
+        return opened[candidate]
+
+    return make
+
+
 @pytest.mark.parametrize("check", CHECKS)
 def test_an_equal_tokenizer_is_cleared_by_independent_weights(
-    check: str, pair_of: Callable[..., Pair], judged: Judged
+    check: str, equal_pair: Callable[[str], Pair], judged: Judged
 ) -> None:
-    evidence = judged(f"tokenizer.{check}", pair_of(ENGLISH, ENGLISH))
+    evidence = judged(f"tokenizer.{check}", equal_pair("independent"))
     assert (evidence.outcome, evidence.value) == (SUPPORTS, 1)
     assert "independent weights" in evidence.reason
     assert evidence.details["weights"]
@@ -121,9 +143,9 @@ def test_an_equal_tokenizer_is_cleared_by_independent_weights(
 
 @pytest.mark.parametrize("check", CHECKS)
 def test_an_equal_tokenizer_is_confirmed_by_inherited_weights(
-    check: str, pair_of: Callable[..., Pair], judged: Judged
+    check: str, equal_pair: Callable[[str], Pair], judged: Judged
 ) -> None:
-    evidence = judged(f"tokenizer.{check}", pair_of(ENGLISH, ENGLISH, candidate="derived"))
+    evidence = judged(f"tokenizer.{check}", equal_pair("derived"))
     assert evidence.outcome == CONTRADICTS
     assert "inherited weights" in evidence.reason
 
@@ -208,6 +230,44 @@ def test_no_tokenizer_is_not_applicable(check: str, side: int, pair_of: Callable
     evidence = judged(f"tokenizer.{check}", pair_of(*tokenizers))
     assert evidence.outcome == NOT_APPLICABLE
     assert ("candidate", "reference")[side] in evidence.reason
+
+
+def known_only(path: Path | None, key: str, repo: str | None = None) -> Pair:
+    """A candidate at a path (None: as unreachable as the reference), and a reference of the catalogue."""
+    hub = HubAccess(offline=True)
+    candidate = ModelSource("candidate", path=str(path)) if path else ModelSource("vaetki", catalog_key="vaetki")
+    reference = ModelSource(key, catalog_key=key, repo=repo)
+    return Pair(Model(candidate, None, ("",), hub), Model(reference, None, ("",), hub))
+
+
+@pytest.mark.parametrize("repo", [None, "meta-llama/Meta-Llama-3-70B"])
+def test_of_a_tokenizer_that_cannot_be_had_the_catalogue_says_what_it_knows(
+    repo: str | None, examples: Path, judged: Judged, hub: Any
+) -> None:
+    evidence = judged("tokenizer.vocabulary", known_only(examples / "base", "llama_3_70b", repo))
+    assert evidence.outcome == INCONCLUSIVE
+    assert evidence.value is None
+    assert "the reference's is byte-level BPE (tiktoken), 128000 entries, 256 special tokens" in evidence.reason
+    facts = evidence.details["catalogue"]
+    assert set(facts) == {"reference"}
+    assert (facts["reference"]["entries"]["value"], facts["reference"]["embedding_rows"]["value"]) == (128000, 128256)
+    assert facts["reference"]["entries"]["source"]
+    assert json.loads(evidence.as_json())["details"]["catalogue"]
+    assert not hub.requests
+
+
+def test_of_both_sides_where_neither_can_be_had(judged: Judged) -> None:
+    evidence = judged("tokenizer.vocabulary", known_only(None, "qwen2_5_72b"))
+    assert evidence.outcome == INCONCLUSIVE
+    assert set(evidence.details["catalogue"]) == {"candidate", "reference"}
+    assert evidence.details["catalogue"]["reference"]["entries"]["note"] == "plus special tokens"
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_what_neither_files_nor_catalogue_tell_is_unavailable(check: str, examples: Path, judged: Judged) -> None:
+    key = "solar_10_7b" if check == "vocabulary" else "llama_3_70b"
+    with pytest.raises(CheckpointUnavailable, match="no path and no repository"):
+        judged(f"tokenizer.{check}", known_only(examples / "base", key))
 
 
 def tiny(document: dict[str, Any]) -> None:

@@ -203,7 +203,16 @@ class CanonicalModel:
         return Mlp(matrices.get("gate"), matrices["up"], matrices["down"])
 
     def embedding(self, rows: Tensor | None = None) -> Tensor:
-        """The token embedding [V, d], or those of its rows that are asked for."""
+        """The token embedding [V, d], or those of its rows that are asked for.
+
+        Raises CheckpointUnavailable for one of another width, which a projection takes to the residual stream.
+        """
+        width = self._parts.shape(self._parts.find("embedding"), "embedding")[1]
+        if width != self.hidden_size:
+            raise CheckpointUnavailable(
+                f"{self._source.where}: the embedding is {width} wide and the residual stream {self.hidden_size}; "
+                "embeddings behind a projection are not compared"
+            )
         if rows is None:
             return self.matrix("embedding")
         return self._parts.rows_of(self._parts.find("embedding"), rows, self.device)

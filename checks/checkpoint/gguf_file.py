@@ -15,12 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from checks.checkpoint.errors import CheckpointUnavailable
 from checks.checkpoint.gguf_header import check_gguf_header
+from checks.checkpoint.header import LONGEST_NAME
+from checks.checkpoint.index import is_plain_text, shown
 from checks.checkpoint.roles import Role, role_of
 from checks.checkpoint.template import LARGEST_COUNT, RoleAssignment, assign_roles, follows_template
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
+
+Change = Callable[["np.ndarray[Any, Any]"], "np.ndarray[Any, Any]"]
 
 # general.architecture → model type; "llama" is also what Mistral and Mixtral are called.
 MODEL_TYPES = {
@@ -92,7 +96,13 @@ class GgufFile:
                 f"{', '.join(sorted(MODEL_TYPES))}; give the safetensors checkpoint"
             )
         self.config: Mapping[str, Any] = self._config()
-        named = dict(self._named())
+        named: dict[str, tuple[Any, int | None]] = {}
+        for name, stored in self._named():
+            if name in named or not is_plain_text(name, LONGEST_NAME):
+                raise CheckpointUnavailable(
+                    f"{path}: {shown(name)} is no name of a tensor, or stands for two; download the file again"
+                )
+            named[name] = stored
         shapes = {name: self._shape(stored, expert) for name, (stored, expert) in named.items()}
         self.roles: RoleAssignment = assign_roles(shapes, self.config)
         self.tensors: Mapping[str, GgufTensor] = {
@@ -111,10 +121,12 @@ class GgufFile:
         import torch
 
         tensor = self.tensors[name]
-        restore = self._changes(tensor)
+        restore, block = self._changes(tensor)
         data: np.ndarray[Any, Any] = tensor.stored.data if tensor.expert is None else tensor.stored.data[tensor.expert]
-        if rows is not None and restore is None and data.ndim == len(tensor.shape):
-            data, rows = data[rows], None
+        if rows is not None and block is not None and data.ndim == len(tensor.shape):
+            first, last, _ = rows.indices(tensor.shape[0])
+            begin, last = first // block * block, max(first, last)
+            data, rows = data[begin : -(-last // block) * block], slice(first - begin, last - begin)
         try:
             values = self._library.dequantize(np.ascontiguousarray(data), tensor.stored.tensor_type)
         except (NotImplementedError, ValueError) as error:
@@ -123,9 +135,9 @@ class GgufFile:
                 f"library does not read ({error})"
             ) from error
         values = np.array(values, dtype=np.float32)  # a copy: plain floats are a view of the file
-        whole = torch.from_numpy(values if restore is None else np.ascontiguousarray(restore(values)))
-        whole = whole.reshape(-1, *tensor.shape[1:])
-        return whole if rows is None else whole[rows]
+        found = torch.from_numpy(values if restore is None else np.ascontiguousarray(restore(values)))
+        found = found.reshape(-1, *tensor.shape[1:])
+        return found if rows is None else found[rows]
 
     def _field(self, key: str) -> Any:
         found = self._reader.fields.get(key)
@@ -175,20 +187,23 @@ class GgufFile:
             found.setdefault(name, []).append(original)
         return found
 
-    def _changes(self, tensor: GgufTensor) -> Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]] | None:
-        """What gives a tensor's original values back; None where they are as they were."""
+    def _changes(self, tensor: GgufTensor) -> tuple[Change | None, int | None]:
+        """What gives a tensor's original values back (None where they are as they were), and how many rows of it have
+        to be read together (None for all).
+        """
         stored, heads = tensor.stored_name, self.config.get("num_attention_heads", 0)
         if self.architecture == "llama" and (".attn_q." in stored or ".attn_k." in stored):
             count = heads if ".attn_q." in stored else self.config.get("num_key_value_heads", heads)
-            if not count or tensor.shape[0] % (2 * count):
+            half = tensor.shape[0] // (2 * count) if count else 0
+            if not half or tensor.shape[0] % (2 * count):
                 raise CheckpointUnavailable(f"{self.path}: {stored} {list(tensor.shape)} does not fit {count} heads")
             # Rotated rows stand in pairs; in the original the first halves of a head precede the second ones.
-            return lambda values: values.reshape(count, -1, 2, *values.shape[1:]).swapaxes(1, 2)
+            return lambda values: values.reshape(-1, half, 2, *values.shape[1:]).swapaxes(1, 2), 2 * half
         if self.architecture.startswith("gemma") and stored.endswith("norm.weight"):
-            return lambda values: values - 1
+            return lambda values: values - 1, 1
         if self._is_turned(stored):
-            return lambda values: values.T
-        return None
+            return lambda values: values.T, None
+        return None, 1
 
     def _is_turned(self, stored: str) -> bool:
         """Is a matrix [out, in] here and [in, out] in the original?"""

@@ -13,6 +13,8 @@ Shapes = Mapping[str, Sequence[int]]
 Words = Mapping[str, Any]  # common.json
 _MLP = frozenset({"gate", "up", "down", "gate_up"})
 _FUSED = {"gate_up": ("gate", "up")}  # the gate comes first wherever both are stored together
+_WRITERS = frozenset({"down", "o"})
+_PROJECTIONS = frozenset({"q", "k", "v", "qkv", "o"}) | _MLP
 
 
 def infer_roles(
@@ -31,6 +33,8 @@ def infer_roles(
             problems[name] = f"layer {role.layer}; there are {layers}"
         elif role.category != "other" or role.companion_of:
             roles[name] = role
+    roles |= _turned(roles, tensors, common, config)
+    roles |= _gates_within_up(roles, tensors)
     return _with_norms(roles, common["parts"])
 
 
@@ -55,10 +59,14 @@ def _infer(name: str, shape: Sequence[int], common: Words, config: Mapping[str, 
     layout = Layout(experts if part in _MLP else None, fused=_FUSED.get(str(part), ()))
     if len(shape) == 3 and experts == "routed" and not beside:
         rows, columns = shape[1:] if part != "down" else shape[:0:-1]
-        transposed = rows == config.get("hidden_size") != columns
+        transposed = rows == _width(common, config) != columns
         layout, guess["kind"] = replace(layout, stacked="axis", transposed=transposed), None
     elif guess["category"] == "other" and len(shape) == 2 and shape[0] == config.get("vocab_size"):
         guess["category"] = "embedding"
+    elif guess["category"] == "other" and part in common["parts"]:
+        guess["category"] = common["parts"][part]["category"]
+    if part in ("gate", "up", "down") and leaf == "weight" and layout.stacked is None:
+        guess["kind"] = part
     if beside:
         guess["kind"] = None
     if companion_of:
@@ -78,9 +86,64 @@ def _part(steps: Sequence[str], guess: Mapping[str, Any], shape: Sequence[int], 
         part = {"embedding": "embedding", "output": "head", "router": "router"}[category] if table else None
         part = None if any("position" in step or step == "wpe" for step in steps) else part
     else:
-        known = common["inferred_parts"]
-        part = next((known[step] for step in reversed(steps) if step in known), guess["kind"])
+        known, blocks = common["inferred_parts"], common["inferred_blocks"]
+        block = next((blocks[step] for step in reversed(steps) if step in blocks), None)
+        if block is not None and guess["layer"] is not None:
+            known = known | common["inferred_parts_of"][block]
+        kind = role_of(".".join([*steps[:-1], "weight"])).kind if is_bias else guess["kind"]
+        part = next((known[step] for step in reversed(steps) if step in known), kind)
     return f"{part}_bias" if part and is_bias else part
+
+
+def _width(common: Words, config: Mapping[str, Any]) -> object:
+    """The width of the text decoder's residual stream that a configuration states."""
+    inner = config.get(common["components"]["text"]["config"])
+    own = inner if isinstance(inner, Mapping) else config
+    return next((own[key] for key in common["config"]["width"] if own.get(key)), None)
+
+
+def _turned(
+    roles: Mapping[str, TensorRole], tensors: Shapes, common: Words, config: Mapping[str, Any]
+) -> dict[str, TensorRole]:
+    """The projections of a text decoder that stores them [in, out], as GPT-2's: all matrices of its MLPs show it."""
+    width = _width(common, config)
+    stacks: dict[tuple[str, str], dict[str, TensorRole]] = defaultdict(dict)
+    for name, role in roles.items():
+        plain = len(tensors[name]) == 2 and not (role.packed or role.companion_of)
+        if role.part in _PROJECTIONS and role.layer is not None and role.component in ("text", "mtp") and plain:
+            stacks[role.component, role.stack][name] = role
+    found: dict[str, TensorRole] = {}
+    for stack in stacks.values():
+        # The side of each MLP matrix that is the residual stream's: True for the one that is [in, out].
+        sides = [
+            tensors[name][role.part in _WRITERS] == width
+            for name, role in stack.items()
+            if role.part in _MLP and width in tensors[name] and tensors[name][0] != tensors[name][1]
+        ]
+        if sides and all(sides):
+            found |= {
+                name: replace(role, kind=None, layout=replace(role.layout, transposed=True))
+                for name, role in stack.items()
+            }
+    return found
+
+
+def _gates_within_up(roles: Mapping[str, TensorRole], tensors: Shapes) -> dict[str, TensorRole]:
+    """What is called `up` and has two rows for each unit of `down` holds the gate as well, as ChatGLM's."""
+    mlps: dict[tuple[object, ...], dict[str | None, str]] = defaultdict(dict)
+    for name, role in roles.items():
+        if role.part in _MLP and len(tensors[name]) == 2 and not (role.packed or role.companion_of):
+            mlps[role.stack, *role.mlp_place][role.part] = name
+    found: dict[str, TensorRole] = {}
+    for parts in mlps.values():
+        if parts.keys() != {"up", "down"}:
+            continue
+        up = roles[parts["up"]]
+        units = tensors[parts["down"]][not up.layout.transposed]
+        if tensors[parts["up"]][up.layout.transposed] == 2 * units:
+            layout = replace(up.layout, fused=_FUSED["gate_up"])
+            found[parts["up"]] = replace(up, part="gate_up", kind=None, layout=layout)
+    return found
 
 
 def _with_norms(roles: Mapping[str, TensorRole], parts: Mapping[str, Any]) -> dict[str, TensorRole]:

@@ -9,7 +9,8 @@ from checks.catalog.architecture import Architecture
 from checks.catalog.entry import CatalogEntry
 from checks.checkpoint.checkpoint import Checkpoint
 from checks.checkpoint.errors import CheckpointUnavailable
-from checks.checkpoint.files import LARGEST_SMALL_FILE, CheckpointFiles, LocalFiles
+from checks.checkpoint.files import LARGEST_SMALL_FILE, CheckpointFiles
+from checks.checkpoint.gguf_files import GgufCheckpoint, GgufFiles, local_files
 from checks.checkpoint.hub_access import HubAccess
 from checks.claim.model import ModelSource
 
@@ -62,7 +63,9 @@ class Model:
         """The opened weights. Raises CheckpointUnavailable, the same way every time."""
         if self._checkpoint is None:
             try:
-                self._checkpoint = Checkpoint(self._open(), self.prefixes)
+                files = self._open()
+                kind = GgufCheckpoint if isinstance(files, GgufFiles) else Checkpoint
+                self._checkpoint = kind(files, self.prefixes)
             except CheckpointUnavailable as error:
                 self._checkpoint = error
         if isinstance(self._checkpoint, CheckpointUnavailable):
@@ -84,7 +87,7 @@ class Model:
         """The claim's path, else the hub repository: from the local hub cache, or by range reads."""
         if self._files is None:
             if self.source.path is not None:
-                self._files = LocalFiles(Path(self.source.path))
+                self._files = local_files(Path(self.source.path))
             elif self.source.repo is not None:
                 self._files = self._hub.files(self.source)
             else:

@@ -27,6 +27,7 @@ SHOWN = 10  # tensors of each kind that a summary names
 LARGEST_COUNT = 10_000  # of layers or experts; a configuration that states more is not believed
 _NUMBER = re.compile(r"(?<![^.])(?:0|[1-9][0-9]{0,5})(?![^.])")
 _MERGED = ("norms", "defaults", "tensors")
+_OWN = ("component", "base", "defaults", "components", "norms_when")
 _STORED = ("experts", "stacked", "transposed", "interleaved", "grouped", "tied_to")
 Config = Mapping[str, Any]
 
@@ -79,6 +80,7 @@ class Template:
     base: str = ""
     defaults: Config = field(default_factory=dict)
     components: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    norms_when: Sequence[str] = ()
 
 
 @cache
@@ -95,7 +97,7 @@ def load(directory: Path = TEMPLATES) -> tuple[Mapping[str, Any], Mapping[tuple[
     for name in files:
         raw = _merged(name, files, ())
         patterns = tuple(one for item in raw["tensors"].items() for one in _patterns(name, item, raw, common["parts"]))
-        own = {key: raw[key] for key in ("component", "base", "defaults", "components") if key in raw}
+        own = {key: raw[key] for key in _OWN if key in raw}
         template = Template(name, patterns, **own)
         for model_type in files[name]["model_types"]:
             if (other := by_type.setdefault((template.component, model_type), template)) is not template:
@@ -352,7 +354,9 @@ def _role(pattern: Pattern, numbers: Mapping[str, int], owner: _Component, shape
     if not (fits or role.packed or role.companion_of):
         return f"shape {list(shape)}; expected {dimensions} dimensions, and {owner.experts} experts in a stack"
     component = "mtp" if is_mtp else role.component
-    return TensorRole(**vars(role) | {"layer": layer, "expert": expert, "component": component})
+    has_norms = all(owner.says(key) is not False for key in owner.template.norms_when)
+    layout = role.layout if has_norms else replace(role.layout, norm=None)
+    return TensorRole(**vars(role) | {"layer": layer, "expert": expert, "component": component, "layout": layout})
 
 
 def follows_template(config: Config) -> Callable[[str], bool]:

@@ -166,11 +166,11 @@ class _ClaimBuilder:
             return None
         try:
             directory = (self.directory / value["path"]).resolve()
-            directory.is_dir()
+            holds_weights = directory.is_dir() or (directory.is_file() and directory.suffix == ".gguf")
         except (OSError, ValueError) as error:
             self._problem((*path, "path"), f"not a path that can be used: {error}")
             return None
-        if not directory.is_dir() and "config" not in value and value.get("name") not in catalog_keys():
+        if not holds_weights and "config" not in value and value.get("name") not in catalog_keys():
             self._problem(
                 (*path, "path"),
                 f"no directory {value['path']!r} beside the claim (looked for {directory}); "

@@ -12,6 +12,7 @@ from checks.checkpoint.checkpoint import Checkpoint
 from checks.checkpoint.errors import CheckpointUnavailable
 from checks.pair.candidate import Candidate
 from checks.pair.comparison import main_stack
+from checks.pair.matching import predicts_further_tokens
 
 
 @dataclass(frozen=True)
@@ -101,14 +102,13 @@ def mismatched_dimensions(checkpoint: Checkpoint, architecture: Architecture) ->
         if architecture.hidden_size is not None and width != architecture.hidden_size:
             found["hidden_size"] = f"configured {architecture.hidden_size}, stored {width} columns"
     stack = main_stack(checkpoint.tensors.values())
-    layers = {
-        entry.role.layer
-        for entry in checkpoint.tensors.values()
-        if entry.role.layer is not None and entry.role.stack == stack
-    }
+    numbered = [entry for entry in checkpoint.tensors.values() if entry.role.layer is not None]
+    main = [entry for entry in numbered if not predicts_further_tokens(entry)]
+    layers = {entry.role.layer for entry in main if entry.role.stack == stack}
     configured = architecture.num_hidden_layers
     if layers and configured is not None:
-        extra = architecture.num_nextn_predict_layers or 0
+        # Without a template a block that predicts further tokens is a layer like any other.
+        extra = 0 if len(main) < len(numbered) else architecture.num_nextn_predict_layers or 0
         if not configured <= len(layers) <= configured + extra:
             found["num_hidden_layers"] = f"configured {configured}, stored {len(layers)}"
     return found

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from checks.checkpoint.errors import CheckpointUnavailable
+from checks.checkpoint.gguf_header import HEADER_NAME
 from checks.tokens.build import Tokens, UnreadableTokenizer
+from checks.tokens.gguf import from_gguf, has_tokenizer
 from checks.tokens.huggingface import (
     add_companions,
     from_tokenizer_json,
@@ -16,6 +18,7 @@ from checks.tokens.huggingface import (
     from_word_list,
 )
 from checks.tokens.sentencepiece import from_sentencepiece
+from checks.tokens.tekken import from_tekken
 from checks.tokens.tiktoken import from_tiktoken, is_tiktoken
 from checks.tokens.vocabulary import Vocabulary
 
@@ -31,7 +34,9 @@ VOCABULARY_FILES = (
     "spiece.model",
     "sentencepiece.bpe.model",
     "vocab.txt",
+    "tekken.json",
 )
+OTHER_FILES = (".tiktoken", ".model", ".gguf")
 COMPANIONS = ("merges.txt", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json")
 TOKENIZER_FILES = (*VOCABULARY_FILES, *COMPANIONS)
 
@@ -47,20 +52,21 @@ class HasSmallFiles(Protocol):
         """The bytes of a small file of the checkpoint; None when it has none of this name."""
 
 
-_read: weakref.WeakKeyDictionary[HasSmallFiles, Vocabulary | None] = weakref.WeakKeyDictionary()
+_read: weakref.WeakKeyDictionary[HasSmallFiles, Vocabulary | CheckpointUnavailable | None] = weakref.WeakKeyDictionary()
 
 
 def read_vocabulary(files: Mapping[str, bytes]) -> Vocabulary:
     """The vocabulary that these files of a tokenizer make, by name.
 
-    One file of `VOCABULARY_FILES`, or one that ends in `.tiktoken` or `.model`, with the companions that there are.
+    One file of `VOCABULARY_FILES`, or one that ends in `.tiktoken`, `.model` or `.gguf` (of which the header is
+    enough), with the companions that there are.
     Raises CheckpointUnavailable when no file holds a vocabulary, or when one cannot be read: it names the file.
     """
     name = _chosen(files)
     if name is None:
         raise CheckpointUnavailable(
             f"no file of a tokenizer among {', '.join(sorted(files)) or 'no files'}; expected one of "
-            f"{', '.join(VOCABULARY_FILES)} or *.tiktoken"
+            f"{', '.join(VOCABULARY_FILES)}, *.tiktoken or *.gguf"
         )
     used = [name, *(one for one in COMPANIONS if one in files)]
     for one in used:
@@ -77,17 +83,23 @@ def read_vocabulary(files: Mapping[str, bytes]) -> Vocabulary:
 def vocabulary_of(model: HasSmallFiles) -> Vocabulary | None:
     """The vocabulary of a model, read once; None when the checkpoint has no tokenizer file that is read.
 
-    Raises CheckpointUnavailable when the files cannot be had or read.
+    Raises CheckpointUnavailable when the files cannot be had or read, the same way every time.
     """
     if model not in _read:
-        _read[model] = _vocabulary_of(model)
-    return _read[model]
+        try:
+            _read[model] = _vocabulary_of(model)
+        except CheckpointUnavailable as error:
+            _read[model] = error
+    found = _read[model]
+    if isinstance(found, CheckpointUnavailable):
+        raise type(found)(str(found)) from found.__cause__
+    return found
 
 
 def _vocabulary_of(model: HasSmallFiles) -> Vocabulary | None:
-    for name in VOCABULARY_FILES:
+    for name in (*VOCABULARY_FILES, HEADER_NAME):
         data = model.small_file(name, LARGEST_FILE)
-        if data is None:
+        if data is None or (name == HEADER_NAME and not has_tokenizer(data)):
             continue
         wanted = ("merges.txt", "added_tokens.json") if name == "vocab.json" else ()
         files = {name: data}
@@ -106,7 +118,7 @@ def _chosen(files: Mapping[str, bytes]) -> str | None:
     for name in VOCABULARY_FILES:
         if name in files:
             return name
-    return next((name for name in sorted(files) if name.endswith((".tiktoken", ".model"))), None)
+    return next((name for name in sorted(files) if name.endswith(OTHER_FILES)), None)
 
 
 def _tokens(name: str, files: Mapping[str, bytes]) -> Tokens:
@@ -117,4 +129,8 @@ def _tokens(name: str, files: Mapping[str, bytes]) -> Tokens:
         return from_vocabulary_and_merges(data, files.get("merges.txt"))
     if name == "vocab.txt":
         return from_word_list(data)
+    if name == "tekken.json":
+        return from_tekken(data)
+    if name.endswith(".gguf"):
+        return from_gguf(data)
     return from_tiktoken(data) if is_tiktoken(data) else from_sentencepiece(data)

@@ -27,13 +27,13 @@ def from_tokenizer_json(data: bytes) -> Tokens:
         raise UnreadableTokenizer("it has no model")
     vocabulary = _vocabulary(model.get("vocab"))
     kind = _kind(model)
-    tokens = _tokens(kind, vocabulary, _merges(model.get("merges"), vocabulary) if kind == BPE else None)
+    tokens = _tokens(kind, vocabulary, merges_of(model.get("merges"), vocabulary) if kind == BPE else None)
     for added in _entries(document.get("added_tokens")):
         text = added.get("content")
         if isinstance(text, str) and text:
             _add(tokens, added.get("id"), text, special=added.get("special") is True)
     if kind == BPE:
-        _mark_by_look(tokens)
+        mark_by_look(tokens)
     return tokens
 
 
@@ -41,7 +41,7 @@ def from_vocabulary_and_merges(vocabulary: bytes, merges: bytes | None) -> Token
     """vocab.json and merges.txt of a BPE tokenizer. Raises UnreadableTokenizer."""
     found = _vocabulary(json_object(vocabulary))
     tokens = _tokens(BPE, found, None if merges is None else _merge_lines(merges, found))
-    _mark_by_look(tokens)
+    mark_by_look(tokens)
     return tokens
 
 
@@ -51,7 +51,7 @@ def from_word_list(data: bytes) -> Tokens:
     if len(lines) > MOST_TOKENS:
         raise UnreadableTokenizer(f"it has more than {MOST_TOKENS} lines")
     tokens = _tokens(WORDPIECE, {line.rstrip("\r"): index for index, line in enumerate(lines) if line.strip()}, None)
-    _mark_by_look(tokens)
+    mark_by_look(tokens)
     return tokens
 
 
@@ -102,7 +102,7 @@ def _mark(tokens: Tokens, text: str) -> None:
             return
 
 
-def _mark_by_look(tokens: Tokens) -> None:
+def mark_by_look(tokens: Tokens) -> None:
     """Call tokens special by their look, for files that do not say. What a merge makes is text: `<s>` is HTML."""
     merged = tokens.ranks if tokens.ranks_from == "merges" else {}
     for index, text in list(tokens.ordinary.items()):
@@ -152,20 +152,25 @@ def _tokens(kind: str, vocabulary: dict[str, Any], merges: list[tuple[str, str]]
         if not tokens.byte_level and BYTE_FALLBACK.fullmatch(text):
             tokens.fallback.add(index)
     if kind == WORDPIECE:
-        _mark_by_look(tokens)
+        mark_by_look(tokens)
     if merges is None:
         tokens.ranks = {index: index for index in tokens.ordinary}
         return tokens
+    rank_by_merges(tokens, vocabulary, merges)
+    return tokens
+
+
+def rank_by_merges(tokens: Tokens, vocabulary: Mapping[str, Any], merges: list[tuple[str, str]]) -> None:
+    """Rank tokens by the first merge that makes them. `vocabulary`: ids by the texts that the merges are written in."""
     tokens.ranks_from, tokens.merges = "merges", len(merges)
     for rank, (left, right) in enumerate(merges):
         index = vocabulary.get(left + right)
         if index is not None:
             tokens.ranks.setdefault(index, rank)
-    return tokens
 
 
-def _merges(found: Any, vocabulary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Merges as pairs; the library writes them as "a b" or as ["a", "b"]."""
+def merges_of(found: Any, vocabulary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Merges as pairs; they are written as "a b" or as ["a", "b"]. Raises UnreadableTokenizer."""
     if found is None:
         return []
     if not isinstance(found, list) or len(found) > MOST_MERGES:
@@ -190,7 +195,7 @@ def _merge(found: Any, vocabulary: Mapping[str, Any]) -> tuple[str, str]:
 
 def _merge_lines(data: bytes, vocabulary: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines = (line.rstrip("\r") for line in _text(data).split("\n"))
-    return _merges([line for line in lines if line and not line.startswith("#version")], vocabulary)
+    return merges_of([line for line in lines if line and not line.startswith("#version")], vocabulary)
 
 
 def _text(data: bytes) -> str:

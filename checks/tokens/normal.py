@@ -62,6 +62,11 @@ def metaspace(text: str) -> bytes:
     fallback = BYTE_FALLBACK.fullmatch(text)
     if fallback:
         return bytes([int(fallback[1], 16)])
+    return with_spaces(text)
+
+
+def with_spaces(text: str) -> bytes:
+    """The bytes of a text in which the metaspace stands for a space."""
     return encoded(text.replace(METASPACE, " "))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from checks.tokens.build import MOST_TOKENS, Tokens, UnreadableTokenizer
-from checks.tokens.normal import looks_special, metaspace
+from checks.tokens.normal import looks_special, metaspace, with_spaces
 from checks.tokens.vocabulary import BPE, UNIGRAM
 from checks.wire import WireError, as_bytes, as_int, fields
 
@@ -42,7 +42,7 @@ def _read(data: bytes) -> Tokens:
         if kind in (UNKNOWN, CONTROL) or (kind == USER_DEFINED and looks_special(text)):
             tokens.add_special(index, text)
         elif kind != UNUSED:
-            tokens.add(index, metaspace(text) if kind in (NORMAL, BYTE) else text.encode())
+            tokens.add(index, metaspace(text) if kind in (NORMAL, BYTE) else with_spaces(text))
         if kind == NORMAL:
             tokens.ranks[index] = index
         index += 1

@@ -149,7 +149,7 @@ def test_the_text_decoder_of_a_model_with_a_vision_tower(tmp_path: Path, model_t
     assert vision.mlp(vision.mlps(1)[0]).down.shape[0] == 16
 
 
-@pytest.mark.parametrize("model_type", ["bloom", "dbrx", "gpt2", "gpt_neox", "phimoe"])
+@pytest.mark.parametrize("model_type", ["bloom", "dbrx", "gpt2", "gpt_neox", "opt", "phi", "phimoe", "starcoder2"])
 def test_readers_through_a_layer_norm_are_centred(tmp_path: Path, model_type: str) -> None:
     """The LayerNorm of the model would hide a lack of it: what it gives has no mean to be read."""
     model = build(model_type)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 from huggingface_hub import constants, snapshot_download
+
+from tests.claim_runs import ExampleClaim, verdicts
 
 MODELS = ("independent", "base", "derived")
 # One check on each pair: the run is PARTIAL, with exit status 0 if it was clean.
@@ -31,7 +32,7 @@ def commits(hub: Any, examples: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def write(pytester: pytest.Pytester, examples: Path) -> Write:
+def write(example_claim: ExampleClaim, examples: Path) -> Write:
     """Writes example.yaml about the example models at a revision of the hub; None reads them from disk."""
 
     def write(revision: str | None, references: tuple[str, ...] = ("base", "derived"), **content: Any) -> None:
@@ -41,22 +42,14 @@ def write(pytester: pytest.Pytester, examples: Path) -> Write:
             config = str(examples / name / "config.json")
             return {"name": name, "repo": f"org/{name}", "revision": revision, "config": config}
 
-        claim = {
-            "claim": "example",
-            "statement": "The example model was trained from scratch.",
-            "model": model("independent"),
-            "references": [model(name) for name in references],
-            "nearest": 0,
-            **content,
-        }
-        (pytester.path / "example.yaml").write_text(yaml.safe_dump(claim, sort_keys=False))
+        example_claim.write(model("independent"), [model(name) for name in references], **content)
 
     return write
 
 
 def report(pytester: pytest.Pytester, directory: str = "out") -> dict[str, Any]:
     """The claim in a written report."""
-    claim: dict[str, Any] = json.loads((pytester.path / directory / "verdict.json").read_text())["claims"]["example"]
+    claim: dict[str, Any] = verdicts(pytester.path / directory)["example"]
     return claim
 
 
@@ -250,7 +243,7 @@ def test_offline_with_a_filled_cache(
     write: Write,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    write("main", checks={"only": ["similarity.mean", "architecture"]})
+    write("main", checks={"only": ["similarity.mean", "architecture.declared"]})
     pytester.runpytest("example.yaml", "--report", "online")
     for name in ("independent", "base"):
         snapshot_download(f"org/{name}", endpoint=hub.endpoint)

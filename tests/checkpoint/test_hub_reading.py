@@ -2,42 +2,37 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from huggingface_hub import snapshot_download
+
+from tests.claim_runs import ExampleClaim
 
 MODELS = ("derived", "base")
 Run = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def run(pytester: pytest.Pytester, hub: Any, examples: Path) -> Run:
+def run(example_claim: ExampleClaim, hub: Any, examples: Path) -> Run:
     """Runs a claim about two models on a hub and returns its report."""
-    commits = {name: hub.add_directory(f"org/{name}", examples / name) for name in MODELS}
-
-    def source(name: str) -> dict[str, str]:
-        config = str(examples / name / "config.json")
-        return {"name": name, "repo": f"org/{name}", "revision": commits[name], "config": config}
-
-    claim = {
-        "claim": "example",
-        "statement": "The example model was trained from scratch.",
-        "model": source("derived"),
-        "references": [source("base")],
-        "nearest": 0,
-        "checks": {"only": ["similarity.mean", "similarity.layer", "independence.units"]},
-    }
+    derived, base = (
+        {
+            "name": name,
+            "repo": f"org/{name}",
+            "revision": hub.add_directory(f"org/{name}", examples / name),
+            "config": str(examples / name / "config.json"),
+        }
+        for name in MODELS
+    )
+    checks = ["similarity.mean", "similarity.layer", "independence.units"]
+    example_claim.write(derived, [base], checks={"only": checks})
 
     def make(*options: str) -> dict[str, Any]:
-        (pytester.path / "example.yaml").write_text(yaml.safe_dump(claim, sort_keys=False))
-        pytester.runpytest("example.yaml", "--report", "out", *options)
-        found: dict[str, Any] = json.loads((pytester.path / "out" / "verdict.json").read_text())["claims"]["example"]
-        return found
+        example_claim.run(*options)
+        return example_claim.report()
 
     return make
 

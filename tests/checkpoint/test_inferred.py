@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from checks.checkpoint.canonical import CanonicalModel
+from checks.checkpoint.checkpoint import Checkpoint
 from checks.checkpoint.template import RoleAssignment, assign_roles
+from tests.checkpoint.tiny_models import GATELESS, build
 
 LAYER = {
     "input_layernorm.weight": (32,),
@@ -108,3 +114,83 @@ def test_the_summary_names_what_did_not_fit() -> None:
     assert "someones_own" in summary["inferred_because"]
     assert summary["unassigned"]["count"] == 29
     assert (summary["templates"], summary["missing"]) == ({}, {"count": 0, "tensors": []})
+
+
+@pytest.mark.parametrize("model_type", GATELESS)
+def test_mlps_without_a_gate_are_those_of_the_template(tmp_path: Path, model_type: str) -> None:
+    build(model_type).save_pretrained(tmp_path)
+    known = CanonicalModel(Checkpoint(tmp_path))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "someones_own"}))
+    unknown = CanonicalModel(Checkpoint(tmp_path))
+    assert "someones_own" in unknown.notes[0]
+    for layer in (0, 1):
+        (place,) = unknown.mlps(layer)
+        assert unknown.mlps(layer) == known.mlps(layer)
+        assert (place.has_gate, place.units) == (False, known.mlps(layer)[0].units)
+        assert torch.equal(unknown.mlp(place).up, known.mlp(place).up)
+        assert torch.equal(unknown.mlp(place).down, known.mlp(place).down)
+        assert torch.equal(unknown.matrix("o", layer), known.matrix("o", layer))
+    if model_type in ("gpt2", "gpt_neox", "starcoder2"):  # one norm before attention, one before the MLP
+        assert torch.equal(unknown.mlp(place, folded=True).up, known.mlp(place, folded=True).up)
+
+
+@pytest.mark.parametrize(
+    ("up", "down", "attention"),
+    [
+        ("mlp.c_fc", "mlp.c_proj", "attn.c_proj"),
+        ("mlp.fc_in", "mlp.fc_out", "attn.out_proj"),
+        ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h", "self_attention.dense"),
+        ("fc1", "fc2", "self_attn.out_proj"),
+        ("ffn.up_proj", "ffn.down_proj", "attn.out_proj"),
+    ],
+)
+def test_names_of_mlps_without_a_gate(up: str, down: str, attention: str) -> None:
+    shapes = {
+        f"{up}.weight": (48, 32),
+        f"{up}.bias": (48,),
+        f"{down}.weight": (32, 48),
+        f"{attention}.weight": (32, 32),
+    }
+    roles = inferred({f"h.1.{name}": shape for name, shape in shapes.items()}).roles
+    found = {name: (role.part, role.kind, role.category) for name, role in roles.items()}
+    assert found == {
+        f"h.1.{up}.weight": ("up", "up", "mlp"),
+        f"h.1.{up}.bias": ("up_bias", None, "bias"),
+        f"h.1.{down}.weight": ("down", "down", "mlp"),
+        f"h.1.{attention}.weight": ("o", None, "attention"),
+    }
+
+
+def test_matrices_that_are_stored_input_first() -> None:
+    shapes = {"mlp.c_fc.weight": (32, 48), "mlp.c_proj.weight": (48, 32), "attn.c_proj.weight": (32, 32)}
+    shapes |= {"attn.c_attn.weight": (32, 96)}
+    roles = inferred({f"h.{layer}.{name}": shape for layer in (0, 1) for name, shape in shapes.items()}).roles
+    assert {role.layout.transposed for role in roles.values()} == {True}
+    assert {role.kind for role in roles.values()} == {None}
+    assert not roles["h.0.mlp.c_fc.weight"].layout.fused
+
+
+@pytest.mark.parametrize("config", [{"hidden_size": None}, {"hidden_size": 48}, {"hidden_size": [32]}])
+def test_which_side_comes_first_is_not_guessed_without_the_width(config: dict[str, Any]) -> None:
+    shapes = {"h.0.mlp.c_fc.weight": (48, 32), "h.0.mlp.c_proj.weight": (48, 32)}
+    roles = inferred(shapes, **config).roles
+    assert {role.layout.transposed for role in roles.values()} == {False}
+
+
+def test_a_tower_whose_mlp_is_as_wide_as_the_text_is_not_turned() -> None:
+    shapes = {"visual.blocks.0.mlp.fc1.weight": (32, 8), "visual.blocks.0.mlp.fc2.weight": (8, 32)}
+    roles = inferred(MODEL | shapes).roles
+    assert not any(role.layout.transposed for role in roles.values())
+
+
+def test_a_gate_within_what_is_called_up() -> None:
+    """ChatGLM's `dense_h_to_4h` holds both halves of a gated MLP."""
+    names = {"dense_h_to_4h.weight": (96, 32), "dense_4h_to_h.weight": (32, 48)}
+    roles = inferred({f"layers.0.mlp.{name}": shape for name, shape in names.items()}).roles
+    role = roles["layers.0.mlp.dense_h_to_4h.weight"]
+    assert (role.part, role.kind, role.layout.fused) == ("gate_up", None, ("gate", "up"))
+    assert roles["layers.0.mlp.dense_4h_to_h.weight"].part == "down"
+    turned = {"c_fc.weight": (32, 96), "c_proj.weight": (48, 32)}
+    roles = inferred({f"layers.0.mlp.{name}": shape for name, shape in turned.items()}).roles
+    assert roles["layers.0.mlp.c_fc.weight"].layout.fused == ("gate", "up")

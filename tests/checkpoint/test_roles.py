@@ -105,7 +105,7 @@ def test_a_component_prefix_does_not_change_the_role(prefix: str, name: str) -> 
 @pytest.mark.parametrize(
     ("name", "category"),
     [
-        # models.md, section 6: DBRX keeps its attention in a module called norm_attn_norm.
+        # DBRX keeps its attention in a module called norm_attn_norm.
         ("transformer.blocks.3.norm_attn_norm.attn.Wqkv.weight", "attention"),
         ("transformer.blocks.3.norm_attn_norm.attn.out_proj.weight", "attention"),
         ("transformer.blocks.3.norm_attn_norm.norm_1.weight", "norm"),

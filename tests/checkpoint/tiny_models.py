@@ -31,7 +31,7 @@ SMALL = {
 WRAPPERS = ("exaone4_5", "gemma3", "hyperclovax_vision_v2", "llama4", "qwen2_5_vl")
 TEXT = sorted(FAMILIES.keys() - set(WRAPPERS))
 #: Families whose MLPs have no gate.
-GATELESS = ("bloom", "gpt2", "gpt_neox")
+GATELESS = ("bloom", "gpt2", "gpt_neox", "opt", "phi", "starcoder2")
 
 
 def build(model_type: str, **changes: Any) -> Any:
@@ -52,7 +52,12 @@ def sizes(config: Mapping[str, Any]) -> SimpleNamespace:
     hidden = config.get("hidden_size") or config.get("d_model") or config["n_embd"]
     heads = next(config[key] for key in ("num_attention_heads", "num_heads", "n_heads", "n_head") if key in config)
     experts = [config.get(key) for key in ("n_routed_experts", "num_experts", "num_local_experts")]
-    width = config.get("intermediate_size") or config.get("n_inner") or 4 * hidden
+    widths = [config.get(key) for key in ("intermediate_size", "n_inner", "ffn_dim")]
+    width = next(filter(None, widths), 4 * hidden)
+    # OPT's table begins with two rows that no position has.
+    positions = (
+        config["max_position_embeddings"] + 2 if config.get("model_type") == "opt" else config.get("n_positions")
+    )
     moe = config.get("moe_intermediate_size") or ffn.get("ffn_hidden_size") or width
     return SimpleNamespace(
         hidden=hidden,
@@ -70,7 +75,7 @@ def sizes(config: Mapping[str, Any]) -> SimpleNamespace:
         q_rank=config.get("q_lora_rank"),
         kv_rank=config.get("kv_lora_rank", 0),
         vocabulary=config.get("vocab_size"),
-        positions=config.get("n_positions"),
+        positions=positions,
         model_type=config.get("model_type"),
     )
 

@@ -122,6 +122,42 @@ def test_prediction_blocks_may_be_stored_or_not(
     assert ("num_hidden_layers" not in found) == agrees
 
 
+@pytest.mark.parametrize(("configured", "agrees"), [(3, True), (4, False), (2, False)])
+def test_a_block_that_the_template_knows_is_no_layer(
+    configured: int,
+    agrees: bool,
+    llama_tensors: Callable[..., Tensors],
+    llama_config: Callable[..., dict[str, Any]],
+    save_checkpoint: Callable[..., Path],
+) -> None:
+    """Three layers and a block of GLM-4-MoE: four stored numbers are not the four layers of another statement."""
+    tensors = llama_tensors(num_hidden_layers=4) | {"model.layers.3.eh_proj.weight": torch.ones(64, 128)}
+    directory = save_checkpoint("mtp", tensors)
+    config = llama_config(num_hidden_layers=3) | {"model_type": "glm4_moe", "num_nextn_predict_layers": 1}
+    (directory / "config.json").write_text(json.dumps(config | {"first_k_dense_replace": 3}))
+    architecture = Architecture(num_hidden_layers=configured, num_nextn_predict_layers=1)
+    found = mismatched_dimensions(Checkpoint(directory), architecture)
+    assert found.get("num_hidden_layers") == (None if agrees else f"configured {configured}, stored 3")
+
+
+def test_a_block_of_its_own_names_is_no_layer(
+    llama_tensors: Callable[..., Tensors], save_checkpoint: Callable[..., Path]
+) -> None:
+    """K-EXAONE's `mtp.layers.0`, here of an unknown model type."""
+    tensors = llama_tensors(num_hidden_layers=3)
+    tensors |= {
+        name.replace("model.layers.0.", "mtp.layers.0."): value
+        for name, value in tensors.items()
+        if ".layers.0." in name
+    }
+    checkpoint = Checkpoint(save_checkpoint("mtp", tensors))
+    for configured, agrees in ((3, True), (2, False), (4, False)):
+        found = mismatched_dimensions(
+            checkpoint, Architecture(num_hidden_layers=configured, num_nextn_predict_layers=1)
+        )
+        assert ("num_hidden_layers" not in found) == agrees
+
+
 def test_tied_embeddings_agree_when_they_are_stored_once(
     candidate: Make, llama_tensors: Callable[..., Tensors]
 ) -> None:

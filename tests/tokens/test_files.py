@@ -153,6 +153,12 @@ def test_text_that_a_merge_makes_is_no_special_token() -> None:
     assert read.special == {"<|end|>": 258}
 
 
+def test_spaces_of_a_piece_that_a_user_defined() -> None:
+    """Gemma's runs of spaces are pieces of this kind."""
+    read = read_vocabulary({"tokenizer.model": sentencepiece([("▁▁", 4), ("<0x41>", 4), ("<|x|>", 4), ("a", 1)])})
+    assert read.texts == (b"  ", b"<0x41>", None, b"a")
+
+
 def test_companions_name_special_tokens_and_roles() -> None:
     files = {
         "tokenizer.json": tokenizer_json(),
@@ -244,7 +250,9 @@ def test_files_beyond_the_bound_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @given(
-    st.sampled_from(["tokenizer.json", "vocab.json", "tokenizer.model", "vocab.txt", "a.tiktoken"]),
+    st.sampled_from(
+        ["tokenizer.json", "vocab.json", "tokenizer.model", "vocab.txt", "a.tiktoken", "tekken.json", "a.gguf"]
+    ),
     st.binary(max_size=200),
 )
 def test_any_bytes_are_a_vocabulary_or_unavailable(name: str, data: bytes) -> None:
@@ -274,7 +282,11 @@ def test_the_model_is_named_when_its_tokenizer_cannot_be_read() -> None:
 def test_a_hub_that_does_not_answer_is_unavailable() -> None:
     class Unreachable(FakeModel):
         def small_file(self, name: str, largest: int = 0) -> bytes | None:
+            super().small_file(name)
             raise CheckpointUnavailable(f"{name}: the hub does not answer")
 
-    with pytest.raises(CheckpointUnavailable, match="does not answer"):
-        vocabulary_of(Unreachable({}))
+    model = Unreachable({})
+    for _ in range(2):
+        with pytest.raises(CheckpointUnavailable, match="does not answer"):
+            vocabulary_of(model)
+    assert model.asked == ["tokenizer.json"]  # asked once
