@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from checks.checkpoint.canonical import CanonicalModel, MlpPlace
+from checks.streaming.planned_source import NotPlanned
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +19,7 @@ READERS = ("q", "k", "v", "q_a", "kv_a", "router")
 WRITERS = ("o",)
 # Columns of a view that are read; z of an exact copy is then about √(d·columns).
 COLUMNS = 512
-# Routed experts of a layer that are read.
+# Routed experts of a layer that are taken, the first ones that are read.
 EXPERTS = 2
 
 
@@ -138,9 +139,19 @@ def _add_layer(
         if views[0].shape == views[1].shape and views[0].shape[0] == products.channels:
             columns = sample_positions(views[0].shape[1], COLUMNS, seed).to(views[0].device)
             _add(products, views[0][:, columns], views[1][:, columns])
+    experts = 0
     for place_a, place_b in _mlp_pairs(a.mlps(layer_a), b.mlps(layer_b)):
         rows = sample_positions(place_a.units, COLUMNS, seed)
-        mlp_a, mlp_b = a.mlp(place_a, rows=rows), b.mlp(place_b, rows=rows)
+        if place_a.expert is not None and experts == EXPERTS:
+            break
+        try:
+            mlp_a, mlp_b = a.mlp(place_a, rows=rows), b.mlp(place_b, rows=rows)
+        except NotPlanned:
+            # Experts of one tensor are all there by its header; some are read.
+            if place_a.expert is None:
+                raise
+            continue
+        experts += place_a.expert is not None
         _add(products, mlp_a.up.T, mlp_b.up.T)
         _add(products, mlp_a.down, mlp_b.down)
         if mlp_a.gate is not None and mlp_b.gate is not None:
@@ -148,14 +159,14 @@ def _add_layer(
 
 
 def _mlp_pairs(ours: Sequence[MlpPlace], theirs: Sequence[MlpPlace]) -> list[tuple[MlpPlace, MlpPlace]]:
-    """MLPs of equal kind, expert number and size."""
+    """MLPs of equal kind, expert number and size, routed experts last."""
     places = {(place.kind, place.expert): place for place in theirs}
     pairs = []
     for place in ours:
         other = places.get((place.kind, place.expert))
-        if other is not None and other.units == place.units and (place.expert or 0) < EXPERTS:
+        if other is not None and other.units == place.units:
             pairs.append((place, other))
-    return pairs
+    return sorted(pairs, key=lambda pair: -1 if pair[0].expert is None else pair[0].expert)
 
 
 def _add(products: ChannelProducts, view_a: Tensor, view_b: Tensor) -> None:

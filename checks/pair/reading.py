@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from checks.checkpoint.checkpoint import Checkpoint, TensorEntry
 from checks.checkpoint.template import RoleAssignment
 from checks.pair.matching import tensor_pairs
+from checks.pair.shared_tokens import token_tables
 from checks.streaming.planned_source import NotPlanned
 from checks.streaming.read_plan import FULL, MODES, SCREEN, ReadPlan, ReadRequest, SideRead
 from checks.streaming.sampling import Side, plan_reads
+from checks.streaming.token_rows import TokenTables
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,8 +44,16 @@ class Reading:
         return ReadRequest(self.mode or default, budget, self.seed)
 
 
-def plan_of(candidate: Checkpoint, reference: Checkpoint, request: ReadRequest) -> ReadPlan | None:
-    """What is read of a pair; None for everything. Raises BudgetTooSmall, a CheckpointUnavailable."""
+def plan_of(
+    candidate: Checkpoint,
+    reference: Checkpoint,
+    request: ReadRequest,
+    token_ids: Callable[[], tuple[Sequence[int], Sequence[int]]] = lambda: ((), ()),
+) -> ReadPlan | None:
+    """What is read of a pair; None for everything. Raises BudgetTooSmall, a CheckpointUnavailable.
+
+    `token_ids`: gives the ids of tokens that both vocabularies share; asked when rows of them could be read.
+    """
     if request.mode == FULL and request.budget is None:
         return None
     sides = [
@@ -54,7 +64,11 @@ def plan_of(candidate: Checkpoint, reference: Checkpoint, request: ReadRequest) 
         (candidate.tensors[name].stored_name, reference.tensors[other].stored_name)
         for name, other in tensor_pairs(candidate, reference).items()
     ]
-    plan = plan_reads(sides[0], sides[1], pairs, request)
+    tables = TokenTables()
+    if request.mode != FULL:
+        names = token_tables(candidate, reference)
+        tables = TokenTables(*names, token_ids() if all(names) else ((), ()))
+    plan = plan_reads(sides[0], sides[1], pairs, request, tables)
     return None if request.mode == FULL else plan
 
 

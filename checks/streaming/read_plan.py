@@ -6,8 +6,10 @@ tensors; `estimates` turns the sums of the pieces back into what they say of the
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from math import inf, prod
@@ -71,6 +73,7 @@ class SideRead:
 
     `layers`: read whole, routed experts apart; of `all_layers`. `experts`: the routed experts that are read whole, by
     layer; of `all_experts` in each. `embedding`: the token embedding. `bytes`: of the reads and of the headers.
+    `token_row_bytes`: those of them that are rows of shared tokens, with what lies between near ones.
     """
 
     reads: Mapping[str, TensorRead]
@@ -81,6 +84,7 @@ class SideRead:
     embedding: str | None
     bytes: int
     all_bytes: int
+    token_row_bytes: int = 0
 
     def is_whole(self, name: str) -> bool:
         """Is this tensor read in full?"""
@@ -104,13 +108,15 @@ class Compared(NamedTuple):
 class ReadPlan:
     """What is read of a pair. Equal requests for equal checkpoints give equal plans, on every machine.
 
-    `compared`: by the candidate's names, what is read of both sides at the same positions.
+    `compared`: by the candidate's names, what is read of both sides at the same positions. `tokens`: of how many shared
+    tokens, the first ones, all rows are read.
     """
 
     request: ReadRequest
     candidate: SideRead
     reference: SideRead
     compared: Mapping[str, Compared]
+    tokens: int = 0
 
     @property
     def may_support(self) -> bool:
@@ -126,6 +132,16 @@ class ReadPlan:
     def bytes(self) -> int:
         """Bytes that are read of both sides, headers included."""
         return self.candidate.bytes + self.reference.bytes
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of what is read: plans that read the same of the same checkpoints have the same."""
+        sides = [
+            {name: [one.whole, one.runs, one.design and astuple(one.design)] for name, one in side.reads.items()}
+            for side in (self.candidate, self.reference)
+        ]
+        text = json.dumps([self.request.mode, self.tokens, sides], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @cached_property
     def unseen(self) -> tuple[int, float]:
@@ -149,12 +165,14 @@ class ReadPlan:
             "may_support": self.may_support,
             "share": self.bytes / max(1, self.candidate.all_bytes + self.reference.all_bytes),
             "compared_tensors": len(self.compared),
+            "shared_tokens": self.tokens,
             "unseen_elements_of_a_tensor": self.unseen[0],
             "unseen_share_of_a_tensor": self.unseen[1],
             **{
                 side: {
                     "bytes": read.bytes,
                     "all_bytes": read.all_bytes,
+                    "token_row_bytes": read.token_row_bytes,
                     "tensors": len(read.reads),
                     "layers": list(read.layers),
                     "all_layers": len(read.all_layers),

@@ -5,6 +5,8 @@
   layers and experts, the rest for blocks at random of every tensor that has a counterpart.
 - full: everything.
 
+Both parts keep bytes free for the rows of tokens that both vocabularies share, see `token_rows`.
+
 Layers and experts are spread evenly over the depth; the seed turns the experts and draws the blocks. No list is longer
 than what is read, whatever sizes a header states.
 """
@@ -33,6 +35,7 @@ from checks.streaming.read_plan import (
     TensorRead,
     item_size,
 )
+from checks.streaming.token_rows import Runs, TokenTables, room_for_rows, row_runs, tokens_that_fit
 from checks.streaming.whole_layers import Layers, Picked, layers_of, least_bytes, pick_layers, picked_bytes
 
 SCREEN_BUDGET = 5_000_000_000
@@ -42,7 +45,7 @@ WHOLE_SHARE = 2 / 3
 # A sample reads smaller tensors in full; a larger norm, router or bias is not believed to be small.
 SMALL_TENSOR, LARGEST_OF_SMALL_KIND = 128 << 10, 32 << 20
 SMALL_KINDS = frozenset({"norm", "router", "bias"})
-# Rows of the embedding that are read when nobody says which.
+# Rows of paired embeddings that a screening draws, for their cosine.
 EMBEDDING_ROWS = 2048
 
 Pair = tuple[str, str]
@@ -67,8 +70,9 @@ class _Reads:
     side: Side
     tensors: dict[str, TensorInfo]
     whole: set[str] = field(default_factory=set)
-    runs: dict[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
+    runs: dict[str, Runs] = field(default_factory=dict)
     designs: dict[str, BlockDesign] = field(default_factory=dict)
+    rows: dict[str, Runs] = field(default_factory=dict)
 
     @cached_property
     def headers(self) -> int:
@@ -90,14 +94,38 @@ class _Reads:
         """Bytes that were chosen, and of the headers."""
         return self.headers + sum(_bytes(self.tensors[name], read) for name, read in self.reads().items())
 
+    @property
+    def bytes_of_rows(self) -> int:
+        """Bytes of the rows of tokens."""
+        return sum(
+            (stop - start) * (item_size(self.tensors[name]) or 0)
+            for name, runs in self.rows.items()
+            for start, stop in runs
+        )
+
     def reads(self) -> dict[str, TensorRead]:
         """What was chosen, in the order in which the tensors are stored."""
-        chosen = self.whole | self.runs.keys() | self.designs.keys()
+        chosen = self.whole | self.runs.keys() | self.designs.keys() | self.rows.keys()
         return {
-            name: TensorRead(tensor.elements, name in self.whole, self.runs.get(name, ()), self.designs.get(name))
+            name: TensorRead(
+                tensor.elements,
+                name in self.whole,
+                (*self.runs.get(name, ()), *self.rows.get(name, ())),
+                self.designs.get(name),
+            )
             for name, tensor in self.tensors.items()
             if name in chosen
         }
+
+    def tables(self, names: Iterable[str]) -> list[TensorInfo]:
+        """Tables by name, without those that are read whole. Raises ValueError for what is no table."""
+        found = []
+        for name in names:
+            table = self.tensors.get(name)
+            if table is None or len(table.shape) != 2 or not item_size(table):
+                raise ValueError(f"{self.side.index.origin}: {shown(name)} is no table of rows of whole bytes")
+            found += [] if name in self.whole else [table]
+        return found
 
     def embedding(self) -> str | None:
         """The largest embedding."""
@@ -124,14 +152,14 @@ def plan_reads(
     reference: Side,
     pairs: Sequence[Pair],
     request: ReadRequest,
-    shared_rows: tuple[Sequence[int], Sequence[int]] | None = None,
+    tables: TokenTables = TokenTables(),  # noqa: B008 - frozen
 ) -> ReadPlan:
     """What to read of a pair, and of which tensors the same elements on both sides.
 
     `pairs`: stored names in the candidate and in the reference of the tensors to compare position by position.
-    `shared_rows`: rows of both embeddings that belong to the same tokens; without them rows are drawn.
+    `tables`: of which the rows of shared tokens are wanted; as many are read as fit.
     Raises BudgetTooSmall; ValueError for names that are not there or come twice, pairs of different sizes, and rows
-    that an embedding does not have.
+    that a table does not have.
     """
     sides = (_reads_of(candidate), _reads_of(reference))
     partners = _checked(sides, pairs)
@@ -144,23 +172,30 @@ def plan_reads(
             for name in side.tensors
             if _is_small(side, name, counterpart.tensors.get(names.get(name, "")), request.mode)
         }
-    drawn_rows = _choose_rows(sides, partners, request, shared_rows)
+    if request.mode == SCREEN:
+        _draw_rows(sides, partners, request.seed)
     fixed = sum(side.bytes for side in sides)
     layers = _layers(sides)
-    blocked = [pair for pair in partners.items() if request.mode == SAMPLE and pair[0] not in drawn_rows]
+    blocked = partners.items() if request.mode == SAMPLE else ()
     floor = bytes_of_blocks(_incomplete(sides, blocked))
     least_layer = least_bytes(layers, partners, request.seed)
-    budget = _budget(request, sides, fixed + floor + least_layer)
-    room = budget - fixed - floor
+    least = fixed + floor + least_layer
+    budget = _budget(request, sides, least)
+    token_tables = sides[0].tables(tables.candidate), sides[1].tables(tables.reference)
+    room_of_rows = room_for_rows(chain(*token_tables), request.mode, budget - least)
+    room = budget - fixed - floor - room_of_rows
     if request.mode == SAMPLE:
         room = min(room, max(least_layer, int((budget - fixed) * WHOLE_SHARE)))
     picked = pick_layers(layers, partners, request.seed, room)
     for side, one, layer_set in zip(sides, picked, layers, strict=True):
         side.take_layers(layer_set, one)
-    left = budget - fixed - picked_bytes(layers, picked)
+    left = budget - fixed - picked_bytes(layers, picked) - room_of_rows
     for (tensor, other), design in draw_blocks(_incomplete(sides, blocked), request.seed, left):
         sides[0].designs[tensor.name] = sides[1].designs[other.name] = design
-    return _finished(request, sides, partners, layers, picked)
+    tokens = tokens_that_fit(token_tables, tables.rows, request.mode, room_of_rows)
+    for side, side_tables, rows in zip(sides, token_tables, tables.rows, strict=True):
+        side.rows |= {table.name: row_runs(table, rows[:tokens]) for table in side_tables if tokens}
+    return _finished(request, sides, partners, layers, picked, tokens)
 
 
 def _reads_of(side: Side) -> _Reads:
@@ -202,52 +237,25 @@ def _layers(sides: tuple[_Reads, _Reads]) -> tuple[Layers, Layers]:
     return one, other
 
 
-def _choose_rows(
-    sides: tuple[_Reads, _Reads],
-    partners: Mapping[str, str],
-    request: ReadRequest,
-    shared_rows: tuple[Sequence[int], Sequence[int]] | None,
-) -> set[str]:
-    """Choose rows of the embeddings. Returns the candidate's tensor if blocks of it need not be drawn any more."""
-    names = [side.embedding() for side in sides]
-    if shared_rows is not None:
-        for side, name, rows in zip(sides, names, shared_rows, strict=True):
-            if name is not None and name not in side.whole:
-                side.runs[name] = _runs_of_rows(side.tensors[name], rows)
-        return set()
-    is_paired = names[0] is not None and partners.get(names[0]) == names[1]
-    if is_paired and request.mode == SAMPLE:
-        return set()  # drawn with all others
-    # Of a pair the same blocks, of rows that are whole on both sides.
-    widths = [_row_bytes(side, name) for side, name in zip(sides, names, strict=True) if name is not None]
+def _draw_rows(sides: tuple[_Reads, _Reads], partners: Mapping[str, str], seed: int) -> None:
+    """Draw blocks of embeddings that are compared position by position, of rows that are whole on both sides."""
+    names = sides[0].embedding(), sides[1].embedding()
+    if names[0] is None or names[1] is None or partners.get(names[0]) != names[1]:
+        return
+    widest = max(_row_bytes(side, name) for side, name in zip(sides, names, strict=True) if name is not None)
     for side, name in zip(sides, names, strict=True):
         if name is None or name in side.whole:
             continue
         tensor = side.tensors[name]
-        count = max(1, BLOCK // (max(widths) if is_paired else _row_bytes(side, name)))
+        count = max(1, BLOCK // widest)
         blocks, wanted = -(-tensor.shape[0] // count), -(-EMBEDDING_ROWS // count)
-        seed = seed_of(request.seed, names[0] if is_paired and names[0] else name)
         drawn = max(0, min(wanted, blocks) - 2)
-        side.designs[name] = BlockDesign(tensor.elements, count * tensor.shape[1], drawn, seed)
-    return {names[0]} if is_paired and names[0] else set()
+        side.designs[name] = BlockDesign(tensor.elements, count * tensor.shape[1], drawn, seed_of(seed, names[0]))
 
 
 def _row_bytes(side: _Reads, name: str) -> int:
     tensor = side.tensors[name]
     return (tensor.stop - tensor.start) // tensor.shape[0]
-
-
-def _runs_of_rows(tensor: TensorInfo, rows: Iterable[int]) -> tuple[tuple[int, int], ...]:
-    """Rows as ranges of elements, neighbours as one."""
-    runs: list[tuple[int, int]] = []
-    for row in sorted(set(rows)):
-        if not 0 <= row < tensor.shape[0]:
-            raise ValueError(f"{shown(tensor.name)} has {tensor.shape[0]} rows, and row {row} is asked for")
-        if runs and runs[-1][1] == row:
-            runs[-1] = (runs[-1][0], row + 1)
-        else:
-            runs.append((row, row + 1))
-    return tuple((start * tensor.shape[1], stop * tensor.shape[1]) for start, stop in runs)
 
 
 def _incomplete(sides: tuple[_Reads, _Reads], pairs: Iterable[Pair]) -> list[TensorPair]:
@@ -302,12 +310,15 @@ def _finished(
     partners: Mapping[str, str],
     layers: tuple[Layers, Layers],
     picked: tuple[Picked, Picked],
+    tokens: int = 0,
 ) -> ReadPlan:
     ours, theirs = (_side_read(side, one, picks) for side, one, picks in zip(sides, layers, picked, strict=True))
     compared = {}
     for name, other in partners.items():
         if name in ours.reads and other in theirs.reads:
-            a, b = ours.reads[name], theirs.reads[other]
+            # Rows of tokens serve other ends: position by position they would be another sample.
+            a = replace(ours.reads[name], runs=sides[0].runs.get(name, ()))
+            b = replace(theirs.reads[other], runs=sides[1].runs.get(other, ()))
             both = TensorRead(
                 a.elements,
                 a.whole and b.whole,
@@ -316,7 +327,7 @@ def _finished(
             )
             if both.elements_read:
                 compared[name] = Compared(other, both)
-    return ReadPlan(request, ours, theirs, compared)
+    return ReadPlan(request, ours, theirs, compared, tokens)
 
 
 def _side_read(side: _Reads, layers: Layers, picked: Picked) -> SideRead:
@@ -331,10 +342,19 @@ def _side_read(side: _Reads, layers: Layers, picked: Picked) -> SideRead:
         embedding=side.embedding(),
         bytes=side.bytes,
         all_bytes=side.all_bytes,
+        token_row_bytes=side.bytes_of_rows,
     )
 
 
 def _bytes(tensor: TensorInfo, read: TensorRead) -> int:
+    """Bytes that are read of a tensor, those in two pieces once."""
     size = tensor.stop - tensor.start
-    pieces = replace(read, whole=False).elements_read * (item_size(tensor) or 0)
-    return size * read.whole + pieces
+    if read.whole:
+        return size
+    if not (read.runs and read.design):
+        return read.elements_read * (item_size(tensor) or 0)
+    elements, done = 0, 0
+    for start, stop in read.ranges():
+        elements += max(0, stop - max(start, done))
+        done = max(done, stop)
+    return elements * (item_size(tensor) or 0)

@@ -4,9 +4,11 @@ import re
 import tracemalloc
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,8 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from checks.checkpoint.errors import CheckpointUnavailable
+from checks.checkpoint.header import FIRST_READ
 from checks.checkpoint.index import CheckpointIndex, Shard, TensorInfo
 from checks.checkpoint.local import LocalSource, read_local_index
+from checks.checkpoint.parts import LARGEST_GAP, _runs
 from checks.checkpoint.roles import Layout, Role, TensorRole, role_of
 from checks.statistics.sampling import combine
 from checks.streaming.read_plan import (
@@ -24,8 +28,11 @@ from checks.streaming.read_plan import (
     MODES,
     SAMPLE,
     SCREEN,
+    Compared,
     ReadPlan,
     ReadRequest,
+    SideRead,
+    TensorRead,
     byte_ranges,
     estimates,
     item_size,
@@ -34,6 +41,7 @@ from checks.streaming.read_plan import (
 )
 from checks.streaming.sampling import BudgetTooSmall, Side, plan_reads
 from checks.streaming.stream import stream_pair
+from checks.streaming.token_rows import TokenTables, row_runs
 from checks.streaming.whole_layers import spread
 
 SIZES = {"BF16": 2, "F32": 4}
@@ -161,14 +169,14 @@ def test_a_sample_reads_every_pair_and_layers_over_the_depth(a: Side, b: Side, s
         if not read.whole:
             assert read.design is not None
             assert size > 128 << 10 or plan.reference.bytes < plan.reference.all_bytes
-            assert read.design.blocks >= 30
+            assert read.design.blocks >= 200
             assert read.design.drawn >= 2
     for reads in (plan.candidate, plan.reference):
         assert reads.layers or not (plan.candidate.all_layers and reads.all_layers)
-        if len(reads.layers) > 1:
+        # Of models of other depth, small layers without a counterpart are read whole beside those that are picked.
+        if len(reads.layers) > 1 and plan.candidate.all_layers == plan.reference.all_layers:
             assert {reads.all_layers[0], reads.all_layers[-1]} <= set(reads.layers)
-            if reads.all_layers == plan.candidate.all_layers:
-                assert reads.longest_unread_run <= -(-len(reads.all_layers) // (len(reads.layers) - 1))
+            assert reads.longest_unread_run <= -(-len(reads.all_layers) // (len(reads.layers) - 1))
         for layer in reads.layers:
             inside = [name for name in reads.reads if f"layers.{layer}." in name and ".experts." not in name]
             assert all(reads.is_whole(name) for name in inside)
@@ -303,31 +311,99 @@ def test_spread(count: int, chosen: int, expected: list[int]) -> None:
 # Rows of shared tokens
 
 
-def test_rows_of_shared_tokens() -> None:
-    a, b = side_of(shapes_of(2, 256, 300, vocabulary=3001)), side_of(shapes_of(2, 256, 300, vocabulary=900))
-    rows = ([7, 3, 4, 2999, 4], [1, 899, 5, 6, 0])
-    for mode in (SCREEN, SAMPLE):
-        plan = plan_reads(a, b, common(a, b), ReadRequest(mode), rows)
-        assert plan.candidate.embedding == "model.embed_tokens.weight"
-        ours, theirs = (side.reads["model.embed_tokens.weight"] for side in (plan.candidate, plan.reference))
-        assert [(start // 256, stop // 256) for start, stop in ours.runs] == [(3, 5), (7, 8), (2999, 3000)]
-        assert [(start // 256, stop // 256) for start, stop in theirs.runs] == [(0, 2), (5, 7), (899, 900)]
-        assert "model.embed_tokens.weight" not in plan.compared
-    for bad in ([3001], [-1]):
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+BOTH = (EMBEDDING, HEAD)
+
+
+def row_numbers(read: TensorRead, width: int) -> list[tuple[int, int]]:
+    return [(start // width, stop // width) for start, stop in read.runs]
+
+
+@pytest.mark.parametrize("mode", [SCREEN, SAMPLE])
+def test_rows_of_shared_tokens(mode: str) -> None:
+    a = side_of(shapes_of(2, 4096, 300, vocabulary=3001))
+    b = side_of(shapes_of(2, 4096, 300, vocabulary=900))
+    near = [7, 3, 4, 2999, 4, 11]  # 8 rows and fewer apart are read together
+    rows = ([*near, *range(100, 2500, 30)], [1, 899, 5, 6, 0, 30, *range(40, 840, 10)])
+    plan = plan_reads(a, b, common(a, b), ReadRequest(mode, 120_000_000), TokenTables(BOTH, BOTH, rows))
+    assert plan.tokens == 86
+    ours, theirs = (side.reads[EMBEDDING] for side in (plan.candidate, plan.reference))
+    assert row_numbers(ours, 4096)[:3] == [(3, 12), (100, 101), (130, 131)]
+    assert row_numbers(ours, 4096)[-1] == (2999, 3000)
+    assert row_numbers(theirs, 4096)[:4] == [(0, 7), (30, 31), (40, 41), (50, 51)]
+    assert plan.candidate.reads[HEAD].runs == ours.runs
+    # Tables of other lengths are not compared position by position.
+    assert EMBEDDING not in plan.compared
+    for side, read in ((plan.candidate, ours), (plan.reference, theirs)):
+        assert side.token_row_bytes == 2 * 2 * sum(stop - start for start, stop in read.runs)
+    for bad in ([3001] * 64, [-1] * 64):
         with pytest.raises(ValueError, match="3001 rows"):
-            plan_reads(a, b, [], ReadRequest(SCREEN), (bad, [0]))
+            plan_reads(a, b, [], ReadRequest(mode), TokenTables(BOTH, BOTH, (bad, [0] * 64)))
+    with pytest.raises(ValueError, match="no table"):
+        plan_reads(a, b, [], ReadRequest(mode), TokenTables(("model.norm.weight",), BOTH))
+    with pytest.raises(ValueError, match="those of the same tokens"):
+        plan_reads(a, b, [], ReadRequest(mode), TokenTables(BOTH, BOTH, ([1], [1, 2])))
 
 
-def test_embeddings_of_other_sizes_are_drawn_from_apart() -> None:
-    a = side_of(shapes_of(2, 256, 300, vocabulary=9001), "BF16", 1 << 30)
-    b = side_of(shapes_of(2, 256, 300, vocabulary=20_000), "F32", 1 << 30)
-    plan = plan_of(a, b, SCREEN)
-    for side, width in ((plan.candidate, 9001), (plan.reference, 20_000)):
-        design = side.reads["model.embed_tokens.weight"].design
-        assert design is not None
-        assert design.elements == width * 256
-        assert 1900 * 256 < design.elements_read < 2300 * 256
-    assert "model.embed_tokens.weight" not in plan.compared
+def test_as_many_tokens_as_fit_and_no_fewer_than_tell_something() -> None:
+    a = side_of(shapes_of(4, 4096, 4096, vocabulary=40_000), "BF16", 1 << 32)
+    order = np.random.default_rng(0).permutation(40_000)[:20_000].tolist()
+    tables = TokenTables(BOTH, BOTH, (order, order))
+
+    def tokens(mode: str, budget: int | None) -> int:
+        plan = plan_reads(a, a, common(a, a), ReadRequest(mode, budget), tables)
+        without = plan_reads(a, a, common(a, a), ReadRequest(mode, budget), TokenTables(BOTH, BOTH))
+        if budget is not None:
+            assert plan.bytes <= budget
+        # What else is read is the same with and without a tokenizer.
+        assert without.compared == plan.compared
+        assert without.candidate.layers == plan.candidate.layers
+        assert without.tokens == 0
+        assert 0 <= plan.bytes - without.bytes <= plan.candidate.token_row_bytes + plan.reference.token_row_bytes
+        for side in (plan.candidate, plan.reference):
+            asked = sum(stop - start for _, start, stop in byte_ranges(a.index, side.reads))
+            assert side.bytes == asked + FIRST_READ
+        assert (plan.digest == without.digest) == (plan.tokens == 0)
+        return plan.tokens
+
+    assert tokens(SCREEN, None) == 2048
+    needed = plan_reads(a, a, [], ReadRequest(SCREEN)).bytes
+    counts = [tokens(SCREEN, budget) for budget in (needed, 500_000_000, 310_000_000, 290_000_000)]
+    assert counts == sorted(counts, reverse=True)
+    assert 64 <= counts[2] < 2048
+    with pytest.raises(BudgetTooSmall) as error:
+        tokens(SCREEN, 1_000_000)
+    found = re.search(r"--budget (\d+)", str(error.value))
+    assert found
+    assert tokens(SCREEN, int(found[1])) == 0  # nothing is left for rows
+    assert 2048 < tokens(SAMPLE, 1_500_000_000) <= 8192
+
+
+@given(
+    rows=st.lists(st.integers(0, 2999), min_size=64, max_size=400, unique=True),
+    width=st.sampled_from([64, 1024, 4096, 40_000]),
+    part=st.integers(1, 400),
+)
+@settings(deadline=None, max_examples=60)
+def test_whatever_rows_are_asked_for_together_is_planned(rows: list[int], width: int, part: int) -> None:
+    """The canonical form reads what lies between near rows, of all tokens or of some."""
+    table = TensorInfo("table", "BF16", (3000, width), "s", 0, 2 * 3000 * width)
+    planned = row_runs(table, rows)
+    assert all(stop < start for (_, stop), (start, _) in pairwise(planned))
+    gap = max(1, LARGEST_GAP // width)
+    for run in _runs(torch.tensor(sorted(rows[:part])), gap):
+        start, stop = int(run[0]) * width, (int(run[-1]) + 1) * width
+        assert any(first <= start and stop <= last for first, last in planned)
+
+
+def test_paired_embeddings_are_drawn_from_by_a_screening() -> None:
+    same = side_of(shapes_of(2, 256, 300, vocabulary=9001), "BF16", 1 << 30)
+    read = plan_of(same, same, SCREEN).compared[EMBEDDING].read
+    assert read.design is not None
+    assert 1900 * 256 < read.elements_read < 2300 * 256
+    assert read.design.block % 256 == 0
+    other = side_of(shapes_of(2, 256, 300, vocabulary=20_000), "F32", 1 << 30)
+    assert EMBEDDING not in plan_of(same, other, SCREEN).candidate.reads
 
 
 # Hostile checkpoints and wrong use
@@ -499,10 +575,12 @@ def test_estimates_of_a_pair_on_disk(tmp_path: Path) -> None:
 def test_estimates_of_runs_alone_have_no_interval(tmp_path: Path) -> None:
     a = torch.randn(2000, 256, generator=torch.Generator().manual_seed(0))
     b = a + torch.randn(2000, 256, generator=torch.Generator().manual_seed(1))
-    name = "model.embed_tokens.weight"
+    name = "model.layers.0.mlp.experts.up"
     ours, theirs = write(tmp_path / "a", {name: a}), write(tmp_path / "b", {name: b})
-    rows = [*range(40), *range(100, 160)]
-    plan = plan_reads(ours, theirs, [(name, name)], ReadRequest(SCREEN), (rows, rows))
+    runs = ((0, 40 * 256), (100 * 256, 160 * 256))
+    read = TensorRead(a.numel(), runs=runs)
+    side = SideRead({name: read}, (), (), {}, {}, None, 0, 0)
+    plan = ReadPlan(ReadRequest(SCREEN), side, side, {name: Compared(name, read)})
     results = stream_pair(
         sliced(ours.index, plan.candidate.reads),
         sliced(theirs.index, plan.reference.reads),
@@ -512,6 +590,7 @@ def test_estimates_of_runs_alone_have_no_interval(tmp_path: Path) -> None:
         threads=2,
     )
     found = estimates(plan, results)[name]
+    rows = [*range(40), *range(100, 160)]
     exact = torch.corrcoef(torch.stack([a[rows].flatten(), b[rows].flatten()]))[0, 1]
     assert found.cosine == pytest.approx(float(exact), abs=1e-6)
     assert found.interval is None

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import os
 import random
 import threading
 import time
 import weakref
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import astuple, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,183 +17,32 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from checks.checkpoint.errors import CheckpointUnavailable
 from checks.checkpoint.hub_failures import RateLimited
-from checks.checkpoint.index import CheckpointIndex, Shard, TensorInfo
+from checks.checkpoint.index import CheckpointIndex
 from checks.checkpoint.local import LocalSource, read_local_index
 from checks.statistics import kernel_cpu
-from checks.statistics.elementwise import elementwise_sums
 from checks.statistics.kernel_cuda import DevicePieceSums
-from checks.streaming import reader, stream, whole_tensors
-from checks.streaming.reader import CACHED_SHARE, PAGE, DirectSource, PageBuffer, TensorReader, cached_share
+from checks.streaming import reader, stream
+from checks.streaming.reader import DirectSource, PageBuffer
 from checks.streaming.stream import SMALLEST_PIECE, TensorResult, stream_pair
 from checks.streaming.whole_tensors import layer_blocks
+from tests.streaming.memory import (
+    DTYPES,
+    FLOATS,
+    OURS,
+    PAIRED,
+    PAIRS,
+    Memory,
+    assert_right,
+    bytes_of,
+    make,
+    run,
+    sha256,
+)
 
-FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
-DTYPES = {**FLOATS, "U8": torch.uint8, "I64": torch.int64, "F8_E4M3": torch.float8_e4m3fn}
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
-Tensors = Mapping[str, Tensor]
-
-
-def bytes_of(tensor: Tensor) -> bytes:
-    return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
-
-
-def packed(tensors: Tensors, shard: str, gap: int = 0) -> tuple[bytes, dict[str, TensorInfo]]:
-    """A shard with the tensors in the given order, unaligned where they come to be."""
-    header: dict[str, Any] = {}
-    offset = 0
-    for name, tensor in tensors.items():
-        size = len(bytes_of(tensor))
-        header[name] = {
-            "dtype": NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + size],
-        }
-        offset += size
-    text = json.dumps(header).encode() + b" " * gap
-    content = len(text).to_bytes(8, "little") + text + b"".join(map(bytes_of, tensors.values()))
-    begin = 8 + len(text)
-    found = {
-        name: TensorInfo(
-            name, entry["dtype"], tuple(entry["shape"]), shard, *(begin + x for x in entry["data_offsets"])
-        )
-        for name, entry in header.items()
-    }
-    return content, found
-
-
-class Memory:
-    """A checkpoint in memory, whose source counts how often each byte is read, and can fail or dawdle."""
-
-    def __init__(self, *shards: Tensors, origin: str = "memory", gap: int = 0) -> None:
-        self.contents: dict[str, bytes] = {}
-        infos: dict[str, TensorInfo] = {}
-        self.tensors: dict[str, Tensor] = {}
-        for number, tensors in enumerate(shards):
-            shard = f"{number}.safetensors"
-            self.contents[shard], found = packed(tensors, shard, gap)
-            infos.update(found)
-            self.tensors.update(tensors)
-        files = {shard: Shard(shard, len(content)) for shard, content in self.contents.items()}
-        self.index = CheckpointIndex(origin, files, infos)
-        self.counts = {shard: np.zeros(len(content), np.int32) for shard, content in self.contents.items()}
-        self.reads: list[tuple[str, int, int]] = []
-        self.most_at_once = 0
-        self.before_read: Callable[[int], None] = lambda number: None
-        self._under_way = 0
-        self._lock = threading.Lock()
-
-    def read_into(self, shard: str, start: int, buffer: memoryview) -> None:
-        with self._lock:
-            self.reads.append((shard, start, len(buffer)))
-            number = len(self.reads)
-            self.counts[shard][start : start + len(buffer)] += 1
-            self._under_way += 1
-            self.most_at_once = max(self.most_at_once, self._under_way)
-        self.before_read(number)
-        buffer[:] = self.contents[shard][start : start + len(buffer)]
-        with self._lock:
-            self._under_way -= 1
-
-    def save(self, directory: Path) -> Path:
-        directory.mkdir(parents=True)
-        for shard, content in self.contents.items():
-            (directory / shard).write_bytes(content)
-        return directory
-
-    def was_read_once(self, names: set[str]) -> bool:
-        """Was each byte of these tensors read once, and no other byte?"""
-        for shard, counts in self.counts.items():
-            expected = np.zeros_like(counts)
-            for info in self.index.tensors.values():
-                if info.shard == shard and info.name in names:
-                    expected[info.start : info.stop] += 1
-            if (counts != expected).any():
-                return False
-        return True
-
-
-def random_tensor(seed: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return (values * (50 if dtype in (torch.uint8, torch.int64) else 0.02)).abs().to(dtype)
-
-
-def make(seed: int, spec: Mapping[str, tuple[tuple[int, ...], str]]) -> dict[str, Tensor]:
-    return {
-        name: random_tensor(seed + k, shape, DTYPES[dtype]) for k, (name, (shape, dtype)) in enumerate(spec.items())
-    }
-
-
-OURS = [
-    {
-        "embedding": ((301, 64), "BF16"),
-        "odd": ((3,), "U8"),
-        "norm": ((64,), "F32"),
-        "up": ((200, 333), "BF16"),
-        "only ours": ((77, 1001), "F16"),
-    },
-    {"scalar": ((), "F64"), "empty": ((0, 4), "BF16"), "down": ((333, 200), "F32"), "codes": ((9, 9), "F8_E4M3")},
-]
-THEIRS = [
-    {"only theirs": ((50001,), "I64"), "down": ((333, 200), "BF16"), "norm": ((8, 8), "F64"), "scalar": ((1,), "F16")},
-    {"empty": ((4, 0), "F32"), "up": ((200, 333), "BF16"), "other": ((5,), "F32"), "embedding": ((301, 64), "F16")},
-]
-PAIRED = ["embedding", "norm", "up", "scalar", "empty", "down"]
-PAIRS = [(name, name) for name in PAIRED]
-
-
-@pytest.fixture
-def ours() -> Memory:
-    return Memory(*(make(100 * k, spec) for k, spec in enumerate(OURS)), origin="candidate", gap=3)
-
-
-@pytest.fixture
-def theirs() -> Memory:
-    return Memory(*(make(1000 * k + 7, spec) for k, spec in enumerate(THEIRS)), origin="reference")
-
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
-    before = set(threading.enumerate())
-    yield
-    assert set(threading.enumerate()) <= before
-
-
-def run(ours: Memory, theirs: Memory, pairs: list[tuple[str, str]] = PAIRS, **options: Any) -> list[TensorResult]:
-    return list(stream_pair(ours.index, theirs.index, (ours, theirs), pairs, **{"piece": SMALLEST_PIECE, **options}))
-
-
-def sha256(tensor: Tensor) -> str:
-    return hashlib.sha256(bytes_of(tensor)).hexdigest()
-
-
-def assert_right(results: list[TensorResult], ours: Memory, theirs: Memory, pairs: list[tuple[str, str]]) -> None:
-    """Every tensor is in one result, with its hash, and every pair has the sums of float64."""
-    assert Counter(result.candidate for result in results if result.candidate) == Counter(ours.tensors.keys())
-    assert Counter(result.reference for result in results if result.reference) == Counter(theirs.tensors.keys())
-    found = [(result.candidate, result.reference) for result in results if result.candidate and result.reference]
-    assert Counter(found) == Counter(pairs)
-    for result in results:
-        if result.candidate is not None:
-            assert result.candidate_sha256 == sha256(ours.tensors[result.candidate])
-        if result.reference is not None:
-            assert result.reference_sha256 == sha256(theirs.tensors[result.reference])
-        if result.candidate is None or result.reference is None:
-            assert result.sums is None
-            continue
-        a, b = ours.tensors[result.candidate].flatten(), theirs.tensors[result.reference].flatten()
-        expected = elementwise_sums(a, b)
-        assert result.sums is not None
-        assert (result.sums.n, result.sums.equal, result.sums.max_difference, result.sums.nonfinite) == (
-            expected.n,
-            expected.equal,
-            expected.max_difference,
-            expected.nonfinite,
-        )
-        assert astuple(result.sums) == pytest.approx(astuple(expected), rel=1e-5, abs=1e-9)
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5, 16])
@@ -369,7 +214,7 @@ def test_wrong_pairs_are_refused_before_anything_is_read(ours: Memory, theirs: M
     assert not ours.reads
 
 
-# What is known already, and what is kept.
+# What is known already, and what is kept
 
 
 def test_tensors_whose_hash_is_known_are_read_only_to_compare_them(ours: Memory, theirs: Memory) -> None:
@@ -471,7 +316,7 @@ def test_a_pass_is_ahead_of_its_caller_by_what_there_is_room_for(
     assert held.now == 0
 
 
-# Shards of equal published digest.
+# Shards of equal published digest
 
 
 def with_digests(index: CheckpointIndex, *digests: str | None) -> CheckpointIndex:
@@ -501,7 +346,7 @@ def test_skipping_can_be_switched_off(ours: Memory) -> None:
     assert sum(result.sums is not None for result in results) == len(PAIRS)
 
 
-# What goes wrong.
+# What goes wrong
 
 
 @pytest.mark.parametrize("number", [1, 3, 9])
@@ -519,6 +364,19 @@ def test_a_failed_read_names_shard_and_tensor(ours: Memory, theirs: Memory, numb
     ) as e:
         run(ours, theirs)
     assert str(error) in str(e.value)
+
+
+def test_what_could_not_be_read_keeps_its_kind(ours: Memory, theirs: Memory) -> None:
+    """A gated repository, a hub that asks to wait: whoever reads the error may act on it."""
+
+    def fail(number: int) -> None:
+        raise RateLimited("hub: wait for 60 s")
+
+    theirs.before_read = fail
+    with pytest.raises(RateLimited, match=r"reference: \d\.safetensors, tensor .*: hub: wait for 60 s"):
+        run(ours, theirs)
+    with pytest.raises(RateLimited):
+        list(layer_blocks(theirs.index, theirs, [["up"]]))
 
 
 def test_a_mistake_in_a_thread_is_raised_as_it_is(ours: Memory, theirs: Memory) -> None:
@@ -583,161 +441,3 @@ def test_through_the_function_for_devices(ours: Memory, theirs: Memory, monkeypa
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_on_a_gpu(ours: Memory, theirs: Memory) -> None:
     assert_right(run(ours, theirs, device="cuda"), ours, theirs, PAIRS)
-
-
-# Whole tensors.
-
-
-@pytest.mark.parametrize("kind", ["memory", "local", "direct"])
-def test_layer_blocks(ours: Memory, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(whole_tensors, "REQUEST", 2 * PAGE)
-    path = ours.save(tmp_path / "ours")
-    ours.before_read = lambda number: time.sleep(0.001)
-    source = {"memory": ours, "local": LocalSource(path), "direct": DirectSource(path, direct=True)}[kind]
-    wanted = [["up", "down"], [], ["norm", "odd", "scalar", "empty", "codes"], ["embedding", "only ours"]]
-    found = list(layer_blocks(ours.index, source, wanted))
-    assert [list(block) for block in found] == wanted
-    for block in found:
-        for name, tensor in block.items():
-            assert tensor.dtype == ours.tensors[name].dtype
-            assert tensor.shape == ours.tensors[name].shape
-            assert bytes_of(tensor) == bytes_of(ours.tensors[name])
-            assert tensor.data_ptr() % tensor.dtype.itemsize == 0
-    if kind == "memory":
-        assert ours.was_read_once(set(ours.tensors))
-        assert ours.most_at_once > 1
-
-
-def test_layer_blocks_are_read_when_they_are_asked_for(ours: Memory) -> None:
-    found = layer_blocks(ours.index, ours, [["up"], ["down"]])
-    next(found)
-    assert ours.was_read_once({"up"})
-    found.close()
-
-
-def test_layer_blocks_refuse_what_they_cannot_give(ours: Memory) -> None:
-    with pytest.raises(ValueError, match="'up': comes twice"):
-        list(layer_blocks(ours.index, ours, [["up"], ["up"]]))
-    with pytest.raises(ValueError, match="'absent': no such tensor"):
-        list(layer_blocks(ours.index, ours, [["absent"]]))
-    tensors = {"packed": TensorInfo("packed", "F4", (2, 8), "0.safetensors", 0, 8)}
-    with pytest.raises(ValueError, match="torch has no dtype F4"):
-        list(layer_blocks(replace(ours.index, tensors=tensors), ours, [["packed"]]))
-
-
-def test_layer_blocks_name_what_could_not_be_read(ours: Memory) -> None:
-    def fail(number: int) -> None:
-        raise OSError(5, "Input/output error")
-
-    ours.before_read = fail
-    with pytest.raises(CheckpointUnavailable, match=r"0\.safetensors, tensor 'up'"):
-        list(layer_blocks(ours.index, ours, [["up"]]))
-
-
-# The reader.
-
-
-def test_what_could_not_be_read_keeps_its_kind(ours: Memory, theirs: Memory) -> None:
-    """A gated repository, a hub that asks to wait: whoever reads the error may act on it."""
-
-    def fail(number: int) -> None:
-        raise RateLimited("hub: wait for 60 s")
-
-    theirs.before_read = fail
-    with pytest.raises(RateLimited, match=r"reference: \d\.safetensors, tensor .*: hub: wait for 60 s"):
-        run(ours, theirs)
-    with pytest.raises(RateLimited):
-        list(layer_blocks(theirs.index, theirs, [["up"]]))
-
-
-@given(start=st.integers(0, 3 * PAGE), size=st.integers(0, 5 * PAGE))
-def test_bytes_stand_in_a_buffer_as_in_the_pages_of_their_file(start: int, size: int) -> None:
-    buffer = PageBuffer(size)
-    view = buffer.place(start, start + size)
-    assert len(view) == size
-    if size:
-        assert np.frombuffer(view, np.uint8).ctypes.data % PAGE == start % PAGE
-    assert np.frombuffer(buffer.pages, np.uint8).ctypes.data % PAGE == 0
-    assert len(buffer.pages) % PAGE == 0
-    with pytest.raises(ValueError, match="do not fit"):
-        buffer.place(0, size + 2 * PAGE)
-
-
-@given(start=st.integers(0, 40_000), size=st.integers(0, 40_000))
-@settings(max_examples=100)
-def test_direct_reads_give_the_bytes_of_the_file(
-    start: int, size: int, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    directory = tmp_path_factory.getbasetemp() / "direct"
-    directory.mkdir(exist_ok=True)
-    content = np.random.default_rng(0).integers(0, 256, 50_001, np.uint8).tobytes()
-    if not (directory / "shard").exists():
-        (directory / "shard").write_bytes(content)
-    stop = min(start + size, len(content))
-    source = DirectSource(directory, direct=True)
-    buffer = PageBuffer(stop - start)
-    source.read_pages("shard", start, stop, buffer)
-    assert buffer.place(start, stop) == content[start:stop]
-    source.close()
-
-
-@pytest.mark.parametrize("refused", ["open", "read"])
-def test_ordinary_reads_where_direct_ones_are_refused(
-    ours: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str
-) -> None:
-    path = ours.save(tmp_path / "ours")
-    direct: set[int] = set()
-    real_open, real_read = os.open, os.preadv
-
-    def open_file(name: Any, flags: int, *rest: Any, **more: Any) -> int:
-        if flags & os.O_DIRECT and refused == "open":
-            raise OSError(22, "Invalid argument")
-        descriptor = real_open(name, flags & ~os.O_DIRECT, *rest, **more)
-        if flags & os.O_DIRECT:
-            direct.add(descriptor)
-        return descriptor
-
-    def read(descriptor: int, *rest: Any) -> int:
-        if descriptor in direct:
-            raise OSError(22, "Invalid argument")
-        return real_read(descriptor, *rest)
-
-    monkeypatch.setattr(os, "open", open_file)
-    monkeypatch.setattr(os, "preadv", read)
-    source = DirectSource(path, direct=True)
-    for info in ours.index.tensors.values():
-        view = TensorReader(ours.index, source).read(info, info.start, info.stop, PageBuffer(info.stop - info.start))
-        assert bytes(view) == ours.contents[info.shard][info.start : info.stop]
-    assert bool(direct) is (refused == "read")
-
-
-def test_is_cached_tells_memory_from_disk(tmp_path: Path) -> None:
-    file = tmp_path / "shard"
-    file.write_bytes(bytes(1 << 20))
-    descriptor = os.open(file, os.O_RDONLY)
-    os.fsync(descriptor)
-    if cached_share(descriptor) == 0:
-        pytest.skip("this file system does not tell")
-    assert cached_share(descriptor) == 1
-    assert DirectSource(tmp_path).is_cached("shard")
-    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    if cached_share(descriptor) >= CACHED_SHARE:
-        pytest.skip("this file system keeps what it was told to drop")
-    assert not DirectSource(tmp_path).is_cached("shard")
-    os.close(descriptor)
-
-
-def test_closing_closes_every_file(ours: Memory, tmp_path: Path) -> None:
-    path = ours.save(tmp_path / "ours")
-
-    def opened() -> int:
-        return len(list(Path("/proc/self/fd").iterdir()))
-
-    before = opened()
-    source = DirectSource(path, direct=True)
-    list(stream_pair(ours.index, ours.index, (source, source), PAIRS))
-    assert opened() > before
-    source.close()
-    assert opened() == before
-    with pytest.raises(CheckpointUnavailable, match="closed"):
-        source.read_pages("0.safetensors", 0, 10, PageBuffer(10))

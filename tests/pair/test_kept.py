@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from checks.checkpoint.errors import CheckpointUnavailable
+from checks.checkpoint.model import Model
+from checks.claim.initial import InitialWeights
+from checks.claim.model import ModelSource
+from checks.evidence.store import Store
+from checks.pair import kept as kept_module
+from checks.pair import measures
+from checks.pair.kept import form, kept
+from checks.pair.pair import Pair
+from checks.pair.reading import Reading
+from checks.statistics.block_matching import MatchingTest
+from tests.small_examples import cut
+
+KEPT = sorted(one.__name__ for one in kept_module._KEPT if one.__module__ == measures.__name__)
+calls: list[str] = []
+
+
+@kept("1")
+def number(pair: Pair) -> float | None:
+    """Some result."""
+    calls.append(pair.candidate.name)
+    time.sleep(0.05)
+    return 0.1
+
+
+@kept("1")
+def nothing(_: Pair) -> float | None:
+    """A result that is None."""
+    calls.append("nothing")
+    return None
+
+
+@kept("1", unless=lambda found: found < 0)
+def failing(pair: Pair) -> float:
+    """A failure that may not come again."""
+    calls.append("failing")
+    if pair.candidate.name == "unavailable":
+        raise CheckpointUnavailable("the hub is down")
+    return -1.0
+
+
+def same(value: str, _: Pair) -> str:
+    """What a result depends on, whatever the pair."""
+    return value
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example models, cut down."""
+    directory = tmp_path_factory.mktemp("models")
+    for name in ("derived", "base", "independent"):
+        cut(name, directory)
+    return directory
+
+
+@pytest.fixture(autouse=True)
+def _no_calls() -> None:
+    calls.clear()
+
+
+def pair_of(models: Path, candidate: str = "derived", **how: Any) -> Pair:
+    ours, theirs = (Model(ModelSource(name, path=str(models / name)), None, ("",)) for name in (candidate, "base"))
+    initial = InitialWeights(
+        checkpoint=ModelSource("initial", path=str(models / "base")),
+        steps=(ModelSource("step", path=str(models / "independent")),),
+    )
+    return Pair(ours, theirs, initial=initial, **how)
+
+
+@pytest.fixture(scope="module")
+def measured(models: Path) -> Pair:
+    """A pair of which everything was measured, and nothing kept."""
+    pair = pair_of(models)
+    for name in KEPT:
+        pair.once(getattr(measures, name))
+    return pair
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_every_kept_measure_comes_back_as_it_was(measured: Pair, name: str) -> None:
+    measure: Callable[[Pair], Any] = getattr(measures, name)
+    value, hint = measured.once(measure), form().result_hint(measure)
+    written = form().write(value, hint)
+    read = form().read(json.loads(json.dumps(written)), hint)
+    assert type(read) is type(value)
+    assert json.dumps(form().write(read, hint)) == json.dumps(written)
+    if name != "clouds":  # which hold tensors
+        assert read == value
+    if isinstance(value, MatchingTest) and value.blocks:
+        assert (read.joint_z, read.log_p, read.null.rate) == (value.joint_z, value.log_p, value.null.rate)
+        assert read.finding(5.0) == value.finding(5.0)
+
+
+def test_these_measures_are_kept() -> None:
+    assert {"channels", "mapped_units", "matching_by_anchors", "matching_by_tokens", "origin", "tables"} <= {*KEPT}
+
+
+def test_all_is_measured_once(models: Path, measured: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    cheap = (measures.tables, measures.channels, measures.spectra)
+    first = pair_of(models, store=store)
+    for measure in cheap:
+        assert first.once(measure) == measured.once(measure)
+    assert store.finished() == len(cheap)
+    second = pair_of(models, store=Store(tmp_path))
+
+    def not_again(*_: Any) -> None:
+        raise AssertionError("a weight was read")
+
+    for side in (second.candidate, second.reference):
+        monkeypatch.setattr(side.checkpoint, "read", not_again)
+    for measure in cheap:
+        assert second.once(measure) == measured.once(measure)
+
+
+def test_a_result_that_is_none_is_kept(models: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert pair_of(models, store=Store(tmp_path)).once(nothing) is None
+    assert calls == ["nothing"]
+
+
+def test_failures_are_not_kept(models: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for _ in range(2):
+        assert pair_of(models, store=store).once(failing) == -1
+    pair = pair_of(models, store=store)
+    pair.candidate.source = ModelSource("unavailable", path=str(models / "derived"))
+    with pytest.raises(CheckpointUnavailable):
+        pair.once(failing)
+    assert calls == ["failing"] * 3
+    assert store.finished() == 0
+
+
+def test_what_the_result_depends_on(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path / "store")
+
+    def is_measured(**how: Any) -> bool:
+        calls.clear()
+        pair_of(models, **{"store": store, **how}).once(number)
+        return bool(calls)
+
+    assert is_measured()
+    assert not is_measured()
+    assert is_measured(candidate="independent")
+    for reading in (Reading("screen"), Reading("sample", seed=1), Reading("sample", seed=2)):
+        assert is_measured(reading=reading)
+        assert not is_measured(reading=reading)
+    assert is_measured(store=None)
+    changed = kept_module.Kept("2", lambda _: None, lambda _: False)
+    monkeypatch.setitem(kept_module._KEPT, number, changed)
+    assert is_measured()
+    for version in ("one", "other"):
+        how = kept_module.Kept("2", partial(same, version), lambda _: False)
+        monkeypatch.setitem(kept_module._KEPT, number, how)
+        assert is_measured()
+        assert not is_measured()
+    # A model that was written anew is another one.
+    shutil.copytree(models, tmp_path / "copy")
+    calls.clear()
+    pair_of(tmp_path / "copy", store=store).once(number)
+    assert calls
+
+
+def test_what_tokens_and_initial_weights_depend_on(models: Path, tmp_path: Path) -> None:
+    pair = pair_of(models)
+    tokens, initial = kept_module.token_ids(pair), kept_module.initial_weights(pair)
+    assert tokens == kept_module.token_ids(pair_of(models))
+    assert json.loads(json.dumps(initial)) == kept_module.initial_weights(pair_of(models))
+    other = pair_of(models)
+    other.initial = InitialWeights(generator="torch", seed=1, checkpoint=ModelSource("i", path=str(models / "base")))
+    assert kept_module.initial_weights(other) != initial
+    other.initial = None
+    assert kept_module.initial_weights(other) is None
+    for name in ("derived", "base"):
+        shutil.copytree(models / name, tmp_path / name)
+    (tmp_path / "base" / "tokenizer.json").unlink()
+    assert kept_module.token_ids(pair_of(tmp_path)) != tokens
+
+
+@pytest.mark.parametrize("payload", [{}, [], {"measured": "much"}, {"measured": [0.1]}, {"other": 1}, 3])
+def test_a_foreign_entry_is_measured_again(models: Path, tmp_path: Path, payload: Any) -> None:
+    store = Store(tmp_path)
+    pair_of(models, store=store).once(number)
+    key = kept_module._key(pair_of(models), "number", kept_module._KEPT[number])
+    assert store.get(key) == {"measured": 0.1}
+    store.put(key, payload)
+    calls.clear()
+    for _ in range(2):
+        assert pair_of(models, store=store).once(number) == 0.1
+    assert calls == ["derived"]
+
+
+def test_a_damaged_file_is_measured_again(models: Path, tmp_path: Path) -> None:
+    pair_of(models, store=Store(tmp_path)).once(number)
+    (file,) = tmp_path.glob("*/*.json")
+    text = file.read_text()
+    for damaged in (text[:-9], text.replace("0.1", "0.2"), ""):
+        file.write_text(damaged)
+        calls.clear()
+        assert pair_of(models, store=Store(tmp_path)).once(number) == 0.1
+        assert calls
+
+
+def test_workers_wait_for_each_other(models: Path, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: pair_of(models, store=Store(tmp_path)).once(number), range(4)))
+    assert found == [0.1] * 4
+    assert calls == ["derived"]
