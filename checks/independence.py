@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from checks.applicable import require_embeddings, require_layers
 from checks.evidence.decisions import Score
 from checks.pair import measures
+from checks.pair.probed_matching import either_probes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,18 +31,19 @@ def units(pair: Pair, judge: Judge) -> None:
     Statistic: Hoeffding's permutation z of the row-normalised up, gate and down views of each MLP with equal shapes
     (experts by index), combined over layers by Stouffer; exact mean and variance, normal tail, two-sided. The same for
     the gates alone, since negating the up and down weights of a neuron changes nothing but the sign of those views, and
-    for each MLP, since one inherited expert is lost in a mean. All these tests share the level.
+    for each MLP, since one inherited expert is lost in a mean. And for at most 16 MLPs that lie in other places or are
+    stored in another way, paired by what no renumbering of neurons changes. All these tests share the level.
     Documented: Zhu et al., Independence Tests for Language Models, ICML 2025, arXiv 2502.12292, theorem 1.
     Known false positives: a shared initialisation seed, which is no inheritance; structured initialisation and
     learning rates that depend on the unit's index break the null.
-    Blind to: permuted neurons, rotated residual streams, other hidden sizes, layers under other numbers.
+    Blind to: permuted neurons, rotated residual streams, other hidden sizes.
     """
-    groups = pair.neurons()
-    tests = pair.units()
+    groups, others = pair.neurons(), pair.once(measures.mapped_units)
+    tests = pair.once(measures.units)
     if tests is None:
-        if groups:
+        if groups or others.groups:
             judge.inconclusive("no power: the MLPs of equal shape have no variation to test", read=pair.read())
-        judge.not_applicable("no MLP has a counterpart of equal shape in the same place", read=pair.read())
+        judge.not_applicable("no MLP has a counterpart of equal shape", read=pair.read())
     judge.calibrated(
         tests,
         read=pair.read(),
@@ -49,6 +51,8 @@ def units(pair: Pair, judge: Judge) -> None:
         units=sum(group.test.units for group in groups),
         z_per_layer=_by_layer(groups, lambda group: group.test),
         gate_z_per_layer=_by_layer(groups, lambda group: group.gate),
+        mapped={group.module: group.test.z for group in others.groups},
+        not_mapped_because=others.reason,
         note=SHARED_SEED,
     )
 
@@ -123,20 +127,22 @@ def tensors(pair: Pair, judge: Judge) -> None:
 
 
 def neurons(pair: Pair, judge: Judge) -> None:
-    """Do the candidate's neurons find their partners in the reference by what they make of the same tokens?
+    """Do the candidate's neurons find their partners in the reference by what they make of the same tokens or text?
 
     Null hypothesis: independent training; matched by the gate and by the up projection, a neuron then finds two
     unrelated partners. Statistic: share of neurons to which both matchings give the same one, and Spearman's z of both
     matchings, over mapped blocks, against blocks that do not belong together in this run. The layer map is found by
-    the same statistic and counted.
+    the same statistic and counted. Where fewer than 512 tokens are shared, or their embeddings show nothing, the probes
+    are what enters the MLPs while both models read the same text, if they can be run here; the record says which.
     Documented: Zhu et al., arXiv 2502.12292, "MATCH"; null, probes and bounds of this suite.
-    Assumes at least 512 tokens in common, and embeddings that were not replaced: independence.anchored needs neither.
     Known false positives: neurons that answer to one token arise in every model, which the in-run null shows.
-    Blind to: a new vocabulary with fresh embeddings; layers whose surroundings are new.
+    Blind to: a new vocabulary with fresh embeddings, to which neurons learn to answer otherwise, so that a forward pass
+    does not help (independence.anchored does); layers whose surroundings are new.
     """
     require_layers(pair, judge)
     require_embeddings(pair, judge)
-    _judge_matching(pair, judge, pair.once(measures.matching_by_tokens))
+    by_tokens = pair.once(measures.matching_by_tokens)
+    _judge_matching(pair, judge, either_probes(by_tokens, lambda: pair.once(measures.matching_by_text)))
 
 
 def anchored(pair: Pair, judge: Judge) -> None:
@@ -160,7 +166,8 @@ def alignment(pair: Pair, judge: Judge) -> None:
     Null hypothesis: independent training; mapped layers then resemble each other no more than others. Not calibrated:
     first layers of independent models resemble each other, so that this supports and never decides.
     Statistic: median over mapped layers of the unbiased CKA of queries, keys and values in the common basis, less what
-    all layers share, -1 to 1. Beside it the plain AWM score, and which change of basis the embeddings show.
+    all layers share, -1 to 1. Beside it the plain AWM score and, where the level reaches the upper bound, which change
+    of basis the embeddings show.
     Documented: AWM, arXiv 2510.06738; the common basis and the level are this suite's.
     Blind to: replaced embeddings.
     """
@@ -172,15 +179,18 @@ def alignment(pair: Pair, judge: Judge) -> None:
         judge.inconclusive(
             shared.reason or f"no power: {len(shared)} tokens are shared, 64 are needed", read=pair.read()
         )
+    level, bound = found.readers.level, judge.threshold.contradicts_from
+    # Tokens mean the same in every model, so that some rotation takes an independent embedding near to any other.
+    is_found = level is not None and bound is not None and level >= bound
     judge(
-        found.readers.level,
+        level,
         read=pair.read(),
         z=found.readers.z,
         mismatched=found.readers.mismatched,
         per_layer=found.readers.per_layer,
         writers=found.writers.level,
         awm=found.awm,
-        transform=found.transform.kind,
+        transform=found.transform.kind if is_found else None,
         tokens=found.tokens,
     )
 

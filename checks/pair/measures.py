@@ -1,70 +1,44 @@
-"""What checks measure of a pair, each as one function of the pair: `pair.once(tables)` measures once and is shared."""
+"""What checks measure of a pair, each as one function of the pair: `pair.once(tables)` measures once and is shared.
+
+What is marked as `kept` outlives the run: raise its version with every change of what it finds, wherever that is made.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from checks.checkpoint.errors import CheckpointUnavailable
+from checks.pair.forward_probes import text_readers
+from checks.pair.kept import initial_weights, kept, token_ids
 from checks.pair.pair import Pair
-from checks.tokens import shared_tokens, vocabulary_of
 
 if TYPE_CHECKING:
     from checks.pair.aligned import Aligned
     from checks.pair.channel_views import ChannelTests
     from checks.pair.embedding_rows import TableComparison
     from checks.pair.fingerprints import NamelessComparison
+    from checks.pair.mapped_units import MappedUnits
+    from checks.pair.mlp_pairs import MlpPairing
     from checks.pair.mlp_samples import MlpSamples
     from checks.pair.origin import Origin
+    from checks.pair.shared_tokens import SharedTokens
     from checks.statistics.block_matching import MatchingTest
     from checks.statistics.double_matching import DoubleMatching
-    from checks.statistics.magnitude import RobustCosine
     from checks.statistics.pca import CloudOverlap
     from checks.statistics.spectrum import SpectrumComparison
+    from checks.statistics.units import UnitTests
     from checks.statistics.wasserstein import DistributionDistance
 
-# Tokens for statistics of rows, per dimension of the narrower model, so that a rotation could be fitted; and at most.
-TOKENS_PER_DIMENSION = 4
-MOST_TOKENS = 8192
 SEED = 0
 
 
-@dataclass(frozen=True)
-class SharedTokens:
-    """Ids of tokens that both vocabularies have, in one order; none, with the reason, if a tokenizer is missing."""
-
-    ids: tuple[Sequence[int], Sequence[int]]
-    reason: str | None = None
-
-    def __len__(self) -> int:
-        return len(self.ids[0])
-
-
 def tokens(pair: Pair) -> SharedTokens:
-    """Tokens that both vocabularies have, by their text; none where a model has no tokenizer."""
-    ours, theirs = (vocabulary_of(model) for model in (pair.candidate, pair.reference))
-    if ours is None or theirs is None:
-        missing = [model.name for model, one in ((pair.candidate, ours), (pair.reference, theirs)) if one is None]
-        return SharedTokens(((), ()), f"no tokenizer of {' and '.join(missing)}")
-    width = min(model.hidden_size for model in pair.canonical)
-    found = shared_tokens(ours, theirs, min(MOST_TOKENS, max(2048, TOKENS_PER_DIMENSION * width)), SEED)
-    rows = [_rows(pair, side) for side in (0, 1)]
-    kept = [ids for ids in zip(*found, strict=True) if ids[0] < rows[0] and ids[1] < rows[1]]
-    return SharedTokens(([one for one, _ in kept], [other for _, other in kept]))
+    """Tokens that both vocabularies have, by their text; none where a model has no tokenizer, or no row is read."""
+    return pair.tokens
 
 
-def _rows(pair: Pair, side: int) -> int:
-    """Rows of the embedding; a tokenizer may know more tokens than the checkpoint has rows for."""
-    model = (pair.candidate, pair.reference)[side]
-    tables = [
-        entry.shape[0]
-        for entry in model.checkpoint.tensors.values()
-        if entry.role.category in ("embedding", "output") and len(entry.shape) == 2 and entry.role.layer is None
-    ]
-    return min(tables, default=0)
-
-
+@kept("1", depends_on=token_ids)
 def tables(pair: Pair) -> tuple[TableComparison, ...]:
     """Embedding and head on shared tokens. Raises CheckpointUnavailable."""
     from checks.pair.embedding_rows import compare_tables
@@ -72,6 +46,7 @@ def tables(pair: Pair) -> tuple[TableComparison, ...]:
     return compare_tables(*pair.canonical, pair.once(tokens).ids, SEED)
 
 
+@kept("1", depends_on=token_ids)
 def channels(pair: Pair) -> ChannelTests | None:
     """The permutation test of residual channels; None for other widths. Raises CheckpointUnavailable."""
     from checks.pair.channel_views import channel_tests
@@ -87,6 +62,42 @@ def samples(pair: Pair) -> tuple[MlpSamples, MlpSamples]:
     return sample_mlps(*pair.canonical)
 
 
+@kept("1")
+def pairing(pair: Pair) -> MlpPairing:
+    """Layers and experts that belong together, by what no renumbering changes. Raises CheckpointUnavailable."""
+    from checks.pair.mlp_pairs import pair_mlps
+
+    return pair_mlps(*pair.once(samples))
+
+
+@kept("1", unless=lambda found: found.reason is not None)
+def mapped_units(pair: Pair) -> MappedUnits:
+    """The permutation test of MLPs in other places, or stored in another way; none where no map can be had.
+
+    Raises CheckpointUnavailable.
+    """
+    from checks.pair.mapped_units import MappedUnits
+    from checks.pair.mapped_units import mapped_units as test_mapped
+
+    try:
+        mapped = pair.once(pairing).mapped
+    except CheckpointUnavailable as error:
+        return MappedUnits((), 0, str(error))
+    in_place = [(group.layer, group.category, group.expert) for group in pair.neurons()]
+    return test_mapped(*pair.canonical, mapped, in_place)
+
+
+def units(pair: Pair) -> UnitTests | None:
+    """The permutation tests of MLPs in place and in others together; None if none could be made.
+
+    Raises CheckpointUnavailable.
+    """
+    from checks.pair.mapped_units import with_mapped
+
+    return with_mapped(pair.units(), pair.once(mapped_units))
+
+
+@kept("2", depends_on=token_ids)
 def matching_by_tokens(pair: Pair) -> MatchingTest:
     """Double matching with embeddings of shared tokens as probes. Raises CheckpointUnavailable."""
     from checks.pair.probed_matching import match_by_tokens
@@ -100,12 +111,41 @@ def matching_by_tokens(pair: Pair) -> MatchingTest:
     return test
 
 
+@kept("1", depends_on=text_readers, unless=lambda found: not found.blocks)
+def matching_by_text(pair: Pair) -> MatchingTest:
+    """Double matching with what enters the MLPs on common text as probes; none, and why, where a model cannot be run.
+
+    Raises CheckpointUnavailable.
+    """
+    from checks.pair.forward_model import NoForwardPass
+    from checks.pair.forward_probes import forward_probes
+    from checks.pair.probed_matching import BY_TEXT, match_by_probes, match_by_text, no_matching
+
+    if pair.plan is not None:
+        mode = pair.plan.request.mode
+        return no_matching(f"no forward pass: --read {mode} reads a part of the weights", BY_TEXT, SEED)
+    ours, theirs = pair.once(samples)
+    try:
+        probes = forward_probes(pair.candidate, pair.reference, pair.canonical)
+    except NoForwardPass as error:
+        return no_matching(str(error), BY_TEXT, SEED)
+    test = match_by_text(ours, theirs, probes, SEED)
+    if test.blocks and _needs_more_null(test):
+        own = [
+            match_by_probes(one, one, side.__getitem__, side.__getitem__, SEED)
+            for one, side in ((ours, probes.candidate), (theirs, probes.reference))
+        ]
+        test = test.with_borrowed(_mismatched(own))
+    return test
+
+
+@kept("1")
 def matching_by_anchors(pair: Pair) -> MatchingTest:
     """Anchored double matching: neither tokens nor a basis in common are needed. Raises CheckpointUnavailable."""
     from checks.pair.anchored_matching import match_by_anchors
 
     ours, theirs = pair.once(samples)
-    test = match_by_anchors(ours, theirs, seed=SEED)
+    test = match_by_anchors(ours, theirs, pair.once(pairing), SEED)
     if test.blocks and _needs_more_null(test):
         test = test.with_borrowed(_mismatched([match_by_anchors(one, one, seed=SEED) for one in (ours, theirs)]))
     return test
@@ -123,6 +163,7 @@ def _mismatched(tests: Sequence[MatchingTest]) -> list[DoubleMatching]:
     return [matching for test in tests for matching in test.null.matchings]
 
 
+@kept("1", depends_on=token_ids)
 def alignment(pair: Pair) -> Aligned | None:
     """Procrustes alignment and unbiased CKA of mapped layers. Raises CheckpointUnavailable."""
     from checks.pair.aligned import align
@@ -133,19 +174,17 @@ def alignment(pair: Pair) -> Aligned | None:
 
 
 def nameless(pair: Pair) -> NamelessComparison:
-    """Sketches and samples of all tensors of both models, names ignored. Raises CheckpointUnavailable."""
+    """Sketches and samples of all tensors of both models, names ignored, from the one pass if that was asked for them.
+
+    Raises CheckpointUnavailable: NotPlanned if the weights are read in part.
+    """
     from checks.pair.fingerprints import NamelessComparison, fingerprints
 
-    return NamelessComparison(*(fingerprints(one.checkpoint, SEED) for one in (pair.candidate, pair.reference)))
+    taken = None if pair.is_sampled else pair.comparison().fingerprints
+    return NamelessComparison(*(taken or (fingerprints(one.checkpoint) for one in (pair.candidate, pair.reference))))
 
 
-def robust(pair: Pair) -> dict[str, RobustCosine]:
-    """Rank and winsorised correlations of tensors that both have. Raises CheckpointUnavailable."""
-    from checks.pair.robust_cosines import robust_cosines
-
-    return robust_cosines(pair.candidate.checkpoint, pair.reference.checkpoint, SEED)
-
-
+@kept("1")
 def clouds(pair: Pair) -> dict[str, CloudOverlap]:
     """Overlap of joint principal components. Raises CheckpointUnavailable."""
     from checks.pair.row_clouds import compare_clouds
@@ -153,6 +192,7 @@ def clouds(pair: Pair) -> dict[str, CloudOverlap]:
     return compare_clouds(*pair.canonical, SEED)
 
 
+@kept("1")
 def elements(pair: Pair) -> dict[str, DistributionDistance]:
     """Distances of the distributions of elements. Raises CheckpointUnavailable."""
     from checks.pair.row_clouds import compare_elements
@@ -160,6 +200,7 @@ def elements(pair: Pair) -> dict[str, DistributionDistance]:
     return compare_elements(*pair.canonical, SEED)
 
 
+@kept("1")
 def spectra(pair: Pair) -> SpectrumComparison:
     """Spectra of attention products over depth. Raises CheckpointUnavailable."""
     from checks.pair.layer_spectra import compare_layer_spectra
@@ -168,6 +209,7 @@ def spectra(pair: Pair) -> SpectrumComparison:
     return compare_layer_spectra((ours, pair.candidate.checkpoint.config), (theirs, pair.reference.checkpoint.config))
 
 
+@kept("1", depends_on=initial_weights)
 def origin(pair: Pair) -> Origin:
     """Initial weights beside both models. Raises CheckpointUnavailable."""
     from checks.pair.origin import origin as compare_origin

@@ -1,8 +1,9 @@
-"""T2: the neurons of both models answer the same tokens, and are matched twice by their answers."""
+"""T2: the neurons of both models answer the same tokens, or the same text, and are matched twice by their answers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from checks.checkpoint.canonical import CanonicalModel, MlpPlace
@@ -13,6 +14,7 @@ from checks.pair.mlp_samples import MlpSamples
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from checks.pair.forward_probes import ForwardProbes
     from checks.statistics.block_matching import MatchingTest
     from checks.statistics.double_matching import DoubleMatching
 
@@ -24,6 +26,9 @@ PROBES = 1024
 LEAST_PROBES = 512
 # Neurons of an MLP that look for a partner when the layer map is sought.
 SEARCH_ROWS = 128
+# How a record names the probes.
+BY_TOKENS = "embeddings of shared tokens"
+BY_TEXT = "what enters the MLPs on common text"
 
 
 def token_probes(
@@ -57,16 +62,85 @@ def match_by_tokens(
 
     Every probe is scaled to root mean square 1 and meets readers with the gains of their norm folded in, as the first
     layer would see it; deeper layers see more than embeddings, and still know their neurons by them.
-    With fewer than 512 tokens the result abstains: use hidden states on common text (`match_by_probes`).
+    With fewer than 512 tokens the result abstains: `match_by_text` needs none in common.
     Blind to: embeddings that were replaced. Raises CheckpointUnavailable, ValueError as `token_probes`.
     """
     ours, theirs = token_probes(candidate.model, reference.model, (list(ids[0])[:PROBES], list(ids[1])[:PROBES]))
     if len(ours) < LEAST_PROBES:
-        from checks.statistics.block_matching import MatchingNull, MatchingTest
+        reason = f"{len(ours)} tokens are shared, {LEAST_PROBES} are needed"
+        return replace(no_matching(reason, BY_TOKENS, seed), probes=len(ours))
+    return _named(match_by_probes(candidate, reference, lambda _: ours, lambda _: theirs, seed), BY_TOKENS)
 
-        reason = f"{len(ours)} tokens are shared, {LEAST_PROBES} are needed: probe with hidden states on common text"
-        return MatchingTest((), MatchingNull(()), 1, {}, len(ours), seed, reason)
-    return match_by_probes(candidate, reference, lambda _: ours, lambda _: theirs, seed)
+
+def match_by_text(candidate: MlpSamples, reference: MlpSamples, probes: ForwardProbes, seed: int = 0) -> MatchingTest:
+    """Double matching (T2) with what enters the MLPs of both models at the same places of common text as probes.
+
+    No token needs to be shared, and each layer meets what it meets in use.
+    Measured on the setting half of the lineage zoo: 46 of 54 derived pairs are found; of 245 independent ones at most
+    10 % of a block and 2.7 % of all neurons agree, 7 % of a mismatched block, and z of their blocks has mean -0.03 and
+    standard deviation 0.97.
+    Blind to: embeddings that were drawn anew, even where all else is kept as it is while they are trained. They come to
+    say the same in other directions, to which neurons of hardly changed weights answer otherwise (`match_by_anchors`
+    finds these). Layers among fresh ones.
+    Raises CheckpointUnavailable.
+    """
+    test = match_by_probes(
+        candidate, reference, lambda layer: probes.candidate[layer], lambda layer: probes.reference[layer], seed
+    )
+    return replace(test, detail={**test.detail, "answers_to": BY_TEXT, "text_sha256": probes.text_sha256})
+
+
+def shows_origin(test: MatchingTest) -> bool:
+    """Do enough neurons agree, of a block or of all, that a finding is possible at all?"""
+    from checks.statistics.block_matching import LEAST_AGREEMENT, LEAST_JOINT_AGREEMENT
+
+    return test.agreement >= LEAST_JOINT_AGREEMENT or any(
+        block.matching.agreement >= LEAST_AGREEMENT for block in test.blocks
+    )
+
+
+def either_probes(by_tokens: MatchingTest, by_text: Callable[[], MatchingTest]) -> MatchingTest:
+    """The matching by tokens; by common text, where that has too few tokens or finds nothing and the text does.
+
+    Two tests of one question: each counts for two in a correction, unless there are no tokens to begin with.
+    `by_text` is asked only if the tokens show nothing; the detail of the result says what the other one found.
+    """
+    both = replace(by_tokens, searched=2 * by_tokens.tests)
+    if by_tokens.abstains_because is None and shows_origin(by_tokens):
+        return both
+    other = by_text()
+    if other.abstains_because is not None:
+        reason = by_tokens.abstains_because
+        return replace(
+            by_tokens,
+            abstains_because=None if reason is None else f"{reason}; on common text: {other.abstains_because}",
+            detail={**by_tokens.detail, "common_text": other.abstains_because},
+        )
+    if by_tokens.abstains_because is not None:
+        return replace(other, detail={**other.detail, "shared_tokens": by_tokens.abstains_because})
+    if shows_origin(other):
+        twice = replace(other, searched=2 * other.tests)
+        return replace(twice, detail={**twice.detail, "shared_tokens": _figures(by_tokens)})
+    return replace(both, detail={**both.detail, "common_text": _figures(other)})
+
+
+def no_matching(reason: str, answers_to: str, seed: int = 0) -> MatchingTest:
+    """A test without blocks that says why there are none."""
+    from checks.statistics.block_matching import MatchingNull, MatchingTest
+
+    return MatchingTest((), MatchingNull(()), 1, {}, 0, seed, reason, {"answers_to": answers_to})
+
+
+def _named(test: MatchingTest, answers_to: str) -> MatchingTest:
+    return replace(test, detail={**test.detail, "answers_to": answers_to})
+
+
+def _figures(test: MatchingTest) -> str:
+    largest = max((block.matching.agreement for block in test.blocks), default=0.0)
+    return (
+        f"{test.agreement:.1%} of the neurons agree, {largest:.1%} of a block and "
+        f"{test.null.largest_agreement:.1%} of a mismatched one; {test.probes} probes"
+    )
 
 
 def match_by_probes(
