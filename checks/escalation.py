@@ -95,9 +95,9 @@ def _highest_category(pair: Pair, judge: Judge) -> Decision:
 
 
 def _neurons(pair: Pair, judge: Judge) -> Decision:
-    tests = pair.units()
+    tests = pair.once(measures.units)
     if tests is None:
-        return Decision(INCONCLUSIVE, "no MLP has a counterpart of equal shape in the same place")
+        return Decision(INCONCLUSIVE, "no MLP has a counterpart of equal shape")
     cases = judge.context.calibrated_cases
     return judge.decide(lambda limits: decide_calibrated(limits, tests, cases), "independence.units")
 

@@ -91,7 +91,8 @@ def decide_calibrated(limits: Threshold, tests: UnitTests, calibrated_cases: int
     assert limits.coverage_from is not None
     critical = corrected_critical_z(limits, tests.tests, calibrated_cases)
     joint, single = tests.strongest_joint, tests.strongest_single
-    shown = f"z = {joint.z:.1f}, mean row cosine {joint.effect:.4f}"
+    where = " of MLPs in other places" if joint in tests.mapped else ""
+    shown = f"z = {joint.z:.1f}, mean row cosine {joint.effect:.4f}{where}"
     if abs(joint.z) >= critical and abs(joint.effect) >= limits.minimum_effect:
         return Decision(CONTRADICTS, f"{shown}: |z| reaches the critical {critical:.2f}", True)
     if single is not None and abs(single[1].z or 0.0) >= critical:
@@ -120,7 +121,7 @@ def decide_calibrated(limits: Threshold, tests: UnitTests, calibrated_cases: int
             f"no power: {shown}, of only {tests.coverage:.1%} of the candidate's MLP weights; "
             f"{limits.coverage_from:.0%} are needed",
         )
-    if joint.log_p + math.log(len(tests.joint)) < math.log(limits.supports_p_from):
+    if joint.log_p + math.log(tests.joint_tests) < math.log(limits.supports_p_from):
         return Decision(
             INCONCLUSIVE, f"{shown}: p lies between the claim's level and {limits.supports_p_from}", True, True
         )

@@ -13,7 +13,7 @@ from checks.pair.matching import Matrices, MlpPair, mlp_pairs
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from checks.statistics.units import UnitTest, UnitTests
+    from checks.statistics.units import CombinedUnitTest, UnitTest, UnitTests
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,11 @@ def read_matrices(
 
 def neuron_group(mlp: MlpPair, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> NeuronGroup:
     """The tests of one MLP, whose matrices are given by kind (gate, up, down)."""
+    return _group(mlp, *tests_of_matrices(ours, theirs))
+
+
+def tests_of_matrices(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> tuple[UnitTest, UnitTest | None]:
+    """The test of all views of an MLP, and that of the gate alone (None without one), for matrices by kind."""
     from checks.statistics.units import UnitTest, unit_permutation_test
 
     # Down comes before gate, so that the gate's views are read with the others and tested again without them.
@@ -83,16 +88,23 @@ def neuron_group(mlp: MlpPair, ours: Mapping[str, Tensor], theirs: Mapping[str, 
     else:
         units = ours["up"].shape[0]
         test, gate = UnitTest(None, None, None, units, "its matrices hold non-finite values"), None
-    return _group(mlp, test, gate)
+    return test, gate
 
 
-def unit_tests(candidate: Checkpoint, groups: Sequence[NeuronGroup]) -> UnitTests | None:
-    """The tests of all MLPs of a pair together; None when none of them could be tested."""
-    from checks.statistics.units import UnitTests, combine
+def joint_tests(groups: Sequence[NeuronGroup]) -> tuple[CombinedUnitTest, ...]:
+    """All views of all MLPs as one test, and all gates as another; those of them that could be made."""
+    from checks.statistics.units import combine
 
-    joint = [combine(group.test for group in groups), combine(group.gate for group in groups if group.gate)]
-    defined = tuple(one for one in joint if one is not None)
-    if not defined:
+    joint = (combine(group.test for group in groups), combine(group.gate for group in groups if group.gate))
+    return tuple(one for one in joint if one is not None)
+
+
+def unit_tests(groups: Sequence[NeuronGroup], elements: int) -> UnitTests | None:
+    """The tests of a pair's MLPs together, `elements` being those of all the candidate's MLPs; None without a test."""
+    from checks.statistics.units import UnitTests
+
+    joint = joint_tests(groups)
+    if not joint:
         return None
     single = [
         (f"{group.module} ({views})", test)
@@ -100,9 +112,8 @@ def unit_tests(candidate: Checkpoint, groups: Sequence[NeuronGroup]) -> UnitTest
         for views, test in (("all views", group.test), ("gate", group.gate))
         if test is not None and test.z is not None
     ]
-    total = sum(entry.weights for entry in candidate.tensors.values() if entry.role.kind is not None)
     tested = sum(group.elements for group in groups if group.test.z is not None)
-    return UnitTests(defined, tuple(single), tested / total if total else 0.0)
+    return UnitTests(joint, tuple(single), tested / elements if elements else 0.0)
 
 
 def tests_as_json(group: NeuronGroup) -> dict[str, Any]:

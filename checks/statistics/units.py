@@ -160,22 +160,30 @@ class UnitTests:
     """All unit permutation tests of a pair of models.
 
     `joint`: over all MLPs together, for all views and for the gates alone. `single`: of each MLP, by name. `coverage`:
-    share of the candidate's MLP elements that were tested, 0 to 1. A correction counts every one of them.
+    share of the candidate's MLP elements that were tested, 0 to 1. `mapped`: as `joint`, over MLPs in other places that
+    belong together by what no renumbering of units changes, so that the null holds for them as well. A correction
+    counts every one of them.
     """
 
     joint: tuple[CombinedUnitTest, ...]
     single: tuple[tuple[str, UnitTest], ...]
     coverage: float
+    mapped: tuple[CombinedUnitTest, ...] = ()
+
+    @property
+    def joint_tests(self) -> int:
+        """How many joint tests were made."""
+        return len(self.joint) + len(self.mapped)
 
     @property
     def tests(self) -> int:
         """How many tests were made."""
-        return len(self.joint) + len(self.single)
+        return self.joint_tests + len(self.single)
 
     @property
     def strongest_joint(self) -> CombinedUnitTest:
         """The joint test with the largest |z|."""
-        return max(self.joint, key=lambda test: abs(test.z))
+        return max((*self.joint, *self.mapped), key=lambda test: abs(test.z))
 
     @property
     def strongest_single(self) -> tuple[str, UnitTest] | None:
