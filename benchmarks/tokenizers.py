@@ -13,6 +13,7 @@ import argparse
 from itertools import combinations
 from pathlib import Path
 
+from checks.checkpoint.gguf_header import gguf_header
 from checks.statistics.vocabulary import (
     contained,
     fingerprint,
@@ -23,7 +24,7 @@ from checks.statistics.vocabulary import (
 )
 from checks.tokens import Vocabulary, read_vocabulary
 from checks.tokens.bases import public_bases
-from checks.tokens.files import COMPANIONS, VOCABULARY_FILES
+from checks.tokens.files import COMPANIONS, LARGEST_FILE, OTHER_FILES, VOCABULARY_FILES
 from checks.tokens.segment import can_segment, fixed_text, learnt_words
 
 HASHES = 200
@@ -33,12 +34,17 @@ def read_all(directory: Path) -> dict[str, dict[str, Vocabulary]]:
     """Every vocabulary below a directory: by the name of its directory and of its file."""
     found: dict[str, dict[str, Vocabulary]] = {}
     for place in sorted(path for path in directory.iterdir() if path.is_dir()):
-        files = {path.name: path.read_bytes() for path in place.iterdir() if path.suffix != ".gguf"}
+        files = {path.name: _bytes(path) for path in place.iterdir()}
         companions = {name: files[name] for name in COMPANIONS if name in files}
         for name in sorted(files):
-            if name in VOCABULARY_FILES or name.endswith(".tiktoken"):
+            if name in VOCABULARY_FILES or name.endswith(OTHER_FILES):
                 found.setdefault(place.name, {})[name] = read_vocabulary({name: files[name], **companions})
     return found
+
+
+def _bytes(path: Path) -> bytes:
+    """A file, or of a GGUF file the header: its tensors may be large."""
+    return gguf_header(path, LARGEST_FILE) if path.suffix == ".gguf" else path.read_bytes()
 
 
 def sizes(vocabularies: dict[str, Vocabulary]) -> None:
@@ -93,9 +99,10 @@ def _number(value: float | None, digits: int = 3) -> str:
 
 
 def _published(files: dict[str, Vocabulary]) -> Vocabulary:
-    """The file that stands for a tokenizer: the one that its model was first published with."""
+    """The file that stands for a tokenizer: the one that its model was published with, before any made of it."""
     return next(
-        (files[name] for name in ("tokenizer.model", "vocab.json") if name in files), next(iter(files.values()))
+        (files[name] for name in ("tokenizer.model", "vocab.json", "tokenizer.json") if name in files),
+        next(iter(files.values())),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -45,6 +45,8 @@ EVIDENCE_PROPERTY = "evidence"
 
 BUDGET_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 NO_STORE = "none"
+# Checks that look for tensors under other names.
+NAMELESS_CHECKS = frozenset({"identity.sketch", "independence.tensors"})
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -217,18 +219,25 @@ def store_of(config: pytest.Config) -> ResultStore:
     return config.stash[STORE]
 
 
-def asks_for_neurons(session: pytest.Session, parameter: PairParameter) -> bool:
-    """May any selected case of this pair ask for its neurons, so that one pass serves them as well?
-
-    Those that test them do, and suspicions, which ask the weights.
-    """
-    return any(
-        (item.stash[CASE].check == "independence.units" or threshold(item.stash[CASE].check).strength == "suspicion")
-        and getattr(item, "callspec", None) is not None
-        and item.callspec.params.get("pair") == parameter  # type: ignore[attr-defined]
+def checks_of(session: pytest.Session, parameter: PairParameter) -> set[str]:
+    """The checks of all selected cases of this pair: one pass over the weights serves them all."""
+    return {
+        item.stash[CASE].check
         for item in session.items
         if CASE in item.stash
-    )
+        and getattr(item, "callspec", None) is not None
+        and item.callspec.params.get("pair") == parameter  # type: ignore[attr-defined]
+    }
+
+
+def ask_for_neurons(checks: Iterable[str]) -> bool:
+    """May any of these checks ask for the neurons of a pair? Suspicions do, which ask the weights."""
+    return any(check == "independence.units" or threshold(check).strength == "suspicion" for check in checks)
+
+
+def ask_for_fingerprints(checks: Iterable[str]) -> bool:
+    """Does any of these checks look for tensors under other names?"""
+    return not NAMELESS_CHECKS.isdisjoint(checks)
 
 
 @pytest.fixture(scope="session")
@@ -263,13 +272,15 @@ def pair(request: pytest.FixtureRequest) -> Any:
 
     parameter: PairParameter = _parameter(request)
     hub = hub_of(request.config)
+    asked = checks_of(request.session, parameter)
     return Pair(
         Model(parameter.candidate, parameter.component, parameter.candidate_prefixes, hub),
         Model(parameter.reference, parameter.component, parameter.reference_prefixes, hub),
         # Chosen when weights are about to be read: choosing imports torch.
         partial(device_of, request.config),
         parameter.claimed_prefixes,
-        tests_neurons=asks_for_neurons(request.session, parameter),
+        tests_neurons=ask_for_neurons(asked),
+        takes_fingerprints=ask_for_fingerprints(asked),
         store=store_of(request.config),
         initial=parameter.initial,
         reading=Reading(

@@ -25,9 +25,12 @@ def mean(pair: Pair, judge: Judge) -> None:
 
     Null hypothesis: independent training; the centred cosine of n weights is then 0 with standard deviation 1/sqrt(n).
     Statistic: mean over layers of the size-weighted centred cosine of tensors of equal name and shape, in [-1, 1].
+    Recorded beside it: L2 distances, zero vectors, and rank and winsorised correlations of some tensors.
     Documented: weight-analysis.md, "Cosine Similarity"; bands in thresholds.yaml.
     Blind to: permutation or rotation of units, other shapes, other layer order.
     """
+    from checks.pair.companions import companions
+
     comparison = pair.comparison()
     _judge_summary(
         pair,
@@ -36,6 +39,7 @@ def mean(pair: Pair, judge: Judge) -> None:
         "weight matrix",
         per_layer=comparison.layer_cosines(),
         nonfinite=comparison.nonfinite,
+        companions=companions(comparison),
     )
 
 

@@ -20,7 +20,8 @@ def layers(candidate: Candidate, judge: Judge) -> None:
 
     Null hypothesis: every layer was initialised by itself; any renumbering of its neurons was as likely.
     Statistic: layers whose MLP has a copy in another layer: permutation z of same-numbered hidden units, screened by
-    sampled elements, the search counted.
+    sampled elements, the search counted. Copies in neighbouring layers are shown as runs: depth up-scaling repeats
+    many layers in their order, and a run says which.
     Documented: SOLAR-10.7B (arXiv 2312.15166: layers 0-23 and 8-31 of a 32-layer model); Zhu et al., arXiv 2502.12292.
     A copy is no accusation: it asks where the layers came from, and leaves the case open.
     Blind to: copies that were permuted afterwards.
@@ -45,6 +46,7 @@ def experts(candidate: Candidate, judge: Judge) -> None:
 
 def _judge(candidate: Candidate, judge: Judge, what: str, search: Any) -> None:
     from checks.checkpoint.canonical import CanonicalModel
+    from checks.statistics.self_structure import repeated_runs
 
     if candidate.checkpoint.directory is None and not candidate.reads_all:
         judge.inconclusive("read only in part: copies inside a model on the hub are sought with --read full")
@@ -57,10 +59,22 @@ def _judge(candidate: Candidate, judge: Judge, what: str, search: Any) -> None:
     log_alpha = math.log(limits.alpha / max(1, judge.context.calibrated_cases))
     copies: list[dict[str, Any]] = []
     members: set[tuple[str, int]] = set()
+    layers: set[tuple[int, int]] = set()
     for group in groups:
         for one in group.found.duplicates(log_alpha, limits.minimum_effect):
             first, second = (group.places[number] for number in (one.first, one.second))
             members |= {(group.name, one.first), (group.name, one.second)}
+            layers.add((first.layer, second.layer))
             copies.append({"group": group.name, "first": first.key, "second": second.key, "effect": one.test.effect})
     searched = sum(group.found.searched for group in groups)
-    judge(len(members), copies=copies[:SHOWN], searched=searched, groups=len(groups))
+    runs = repeated_runs(pair for pair in layers if pair[0] != pair[1])
+    judge(
+        len(members),
+        copies=copies[:SHOWN],
+        runs=[
+            {"layers": [run.first, run.first + run.length - 1], "repeated_from": run.second, "length": run.length}
+            for run in runs[:SHOWN]
+        ],
+        searched=searched,
+        groups=len(groups),
+    )

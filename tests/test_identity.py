@@ -188,12 +188,13 @@ def test_nearly_equal_numbers(examples: Path, open_pair: Open, judged: Judged, s
         for name, tensor in base.items()
     }
     near = open_pair(save_checkpoint("touched", touched), examples / "base")
+    independent = open_pair(examples / "independent", examples / "base")
+    derived = open_pair(examples / "derived", examples / "base")
     for check in ("mse", "sketch"):
-        alone = judged(f"identity.{check}", open_pair(examples / "independent", examples / "base"))
-        assert alone.outcome == SUPPORTS
+        assert judged(f"identity.{check}", independent).outcome == SUPPORTS
         assert judged(f"identity.{check}", near).outcome == CONTRADICTS
         # Trained on for long: alike and not nearly equal.
-        assert judged(f"identity.{check}", open_pair(examples / "derived", examples / "base")).outcome == INCONCLUSIVE
+        assert judged(f"identity.{check}", derived).outcome == INCONCLUSIVE
 
 
 def test_sketches_ignore_names_and_mean_squares_need_them(

@@ -44,6 +44,7 @@ def repeated(tensors: Tensors, first: int, second: int, noise: float = 0.0) -> T
 def test_layers_of_their_own_support(llama_tensors: Callable[..., Tensors], structure: Test) -> None:
     evidence = structure("layers", llama_tensors(1))
     assert (evidence.outcome, evidence.value) == (SUPPORTS, 0)
+    assert evidence.details["runs"] == []
     assert evidence.details["searched"] == 3
 
 
@@ -64,6 +65,20 @@ def test_a_repeated_layer_leaves_it_open_and_is_named(
     (copy,) = evidence.details["copies"]
     assert {copy["first"][0], copy["second"][0]} == {0, 2}
     assert copy["effect"] > 0.7
+    assert evidence.details["runs"] == [{"layers": [0, 0], "repeated_from": 2, "length": 1}]
+
+
+def test_depth_up_scaling_is_one_run(llama_tensors: Callable[..., Tensors], structure: Test) -> None:
+    """Layers 0-3 and 2-5 of six, as SOLAR-10.7B has 0-23 and 8-31 of 32."""
+    parent = llama_tensors(1, num_hidden_layers=6)
+    tensors = {name: tensor for name, tensor in parent.items() if ".layers." not in name}
+    for layer, origin in enumerate([0, 1, 2, 3, 2, 3, 4, 5]):
+        for name, tensor in parent.items():
+            if name.startswith(f"model.layers.{origin}."):
+                tensors[name.replace(f".layers.{origin}.", f".layers.{layer}.")] = tensor
+    evidence = structure("layers", tensors, num_hidden_layers=8)
+    assert (evidence.outcome, evidence.value) == (INCONCLUSIVE, 4)
+    assert evidence.details["runs"] == [{"layers": [2, 3], "repeated_from": 4, "length": 2}]
 
 
 def test_a_permuted_copy_is_the_stated_limit(llama_tensors: Callable[..., Tensors], structure: Test) -> None:
@@ -109,4 +124,5 @@ def test_experts_of_their_own_support(llama_tensors: Callable[..., Tensors], str
 def test_upcycled_experts_leave_it_open(llama_tensors: Callable[..., Tensors], structure: Test) -> None:
     evidence = structure("experts", mixture(llama_tensors(1), 4), **MIXTURE)
     assert (evidence.outcome, evidence.value) == (INCONCLUSIVE, 12)
+    assert evidence.details["runs"] == []
     assert structure("experts", mixture(llama_tensors(1), 2), **MIXTURE).value == 6

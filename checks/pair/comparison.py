@@ -14,9 +14,11 @@ from checks.checkpoint.roles import CATEGORIES
 from checks.pair.matching import predicts_further_tokens, tensor_pairs
 
 if TYPE_CHECKING:
+    from checks.pair.fingerprints import Fingerprints
     from checks.pair.ledger import LayerStore
     from checks.pair.neurons import NeuronGroup
     from checks.statistics.elementwise import ElementwiseSums
+    from checks.statistics.magnitude import RobustCosine
     from checks.statistics.sampling import CosineEstimate
     from checks.streaming.read_plan import ReadPlan
 
@@ -32,13 +34,16 @@ TELLING_ELEMENTS = 2500
 class TensorComparison:
     """Two tensors of equal role, or name, and shape. `sums`: None if they are equal, and were not read to know it.
 
-    `estimate`: of tensors that were read by a plan, in part or whole; there are no sums then.
+    `estimate`: of tensors that were read by a plan, in part or whole; there are no sums of all elements then, and
+    `drawn` are those of what was read. `robust`: of some tensors, see `companions`.
     """
 
     entry: TensorEntry
     sums: ElementwiseSums | None
     reference_name: str | None = None
     estimate: CosineEstimate | None = None
+    drawn: ElementwiseSums | None = None
+    robust: RobustCosine | None = None
 
     @property
     def cosine(self) -> float | None:
@@ -106,6 +111,7 @@ class Comparison:
     ordinary: dict[str, str] = field(default_factory=dict)  # tensors that any model could have: name → reason
     nonfinite: dict[str, int] = field(default_factory=dict)  # tensor → elements that are not finite on either side
     neurons: tuple[NeuronGroup, ...] | None = None  # the tests of the MLPs' neurons, if they were asked for
+    fingerprints: tuple[Fingerprints, Fingerprints] | None = None  # of all tensors, if they were asked for
     plan: ReadPlan | None = None  # what was read; None for everything
     paired: frozenset[str] = frozenset()  # with a plan: the candidate's tensors with a counterpart, read or not
 
@@ -249,25 +255,33 @@ def compare(
     device: str = "cpu",
     *,
     with_neurons: bool = False,
+    with_fingerprints: bool = False,
     store: LayerStore | None = None,
 ) -> Comparison:
     """Read both checkpoints once: hash every tensor, and sum over the pairs of equal role, or name, and shape.
 
     A tensor that any model could have on both sides (a rotary table, a mask, all zeros) is no weight: it is listed as
-    ordinary and not compared. `with_neurons`: test the neurons of the MLPs as well, from the same reading. `store`:
-    layers that it has are not read again. Raises CheckpointUnavailable.
+    ordinary and not compared. `with_neurons`: test the neurons of the MLPs as well, from the same reading.
+    `with_fingerprints`: take those of all tensors from it. `store`: layers that it has are not read again. Raises
+    CheckpointUnavailable.
     """
     from checks.pair.measurement import measure
 
-    measured = measure(candidate, reference, device, with_neurons, store)
+    measured = measure(candidate, reference, device, with_neurons, store, with_fingerprints)
     compared = tuple(
-        TensorComparison(candidate.tensors[name], one.sums, other)
+        TensorComparison(candidate.tensors[name], one.sums, other, robust=one.robust)
         for (name, other), one in measured.tensors.items()
         if one.ordinary is None
     )
     nonfinite = {one.entry.name: one.sums.nonfinite for one in compared if one.sums and one.sums.nonfinite}
     return Comparison(
-        candidate, compared, measured.identical, dict(measured.ordinary), nonfinite, neurons=measured.neurons
+        candidate,
+        compared,
+        measured.identical,
+        dict(measured.ordinary),
+        nonfinite,
+        neurons=measured.neurons,
+        fingerprints=measured.fingerprints,
     )
 
 
@@ -291,15 +305,15 @@ def compare_part(
     return Comparison(
         candidate,
         tuple(
-            TensorComparison(candidate.tensors[name], None, other, one.estimate)
+            TensorComparison(candidate.tensors[name], None, other, one.estimate, one.sums, one.robust)
             for (name, other), one in tensors.items()
         ),
         (),
         {name: one.ordinary for (name, _), one in measured.tensors.items() if one.ordinary is not None},
-        {name: one.nonfinite for (name, _), one in tensors.items() if one.nonfinite},
+        {name: one.sums.nonfinite for (name, _), one in tensors.items() if one.sums.nonfinite},
         measured.neurons,
-        plan,
-        frozenset(tensor_pairs(candidate, reference)),
+        plan=plan,
+        paired=frozenset(tensor_pairs(candidate, reference)),
     )
 
 

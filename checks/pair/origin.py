@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -116,18 +116,7 @@ def _tests(initial: CanonicalModel, candidate: CanonicalModel, reference: Canoni
     """The tests of every MLP that all three have in the same place and shape."""
     from checks.statistics.origin import origin_test
 
-    starts, references = _places(initial), _places(reference)
-    tests = []
-    for key, place in _places(candidate).items():
-        if key not in starts or key not in references:
-            continue
-        views = [
-            _views(model.mlp(where))
-            for model, where in ((initial, starts[key]), (candidate, place), (reference, references[key]))
-        ]
-        if len({tuple(view.shape for view in one) for one in views}) == 1 and _are_finite(views):
-            tests.append(origin_test(*views))
-    return tests
+    return [origin_test(*views) for views in _common_mlps(initial, candidate, reference)]
 
 
 def _all_have(models: Sequence[CanonicalModel], part: str, layer: int | None = None) -> bool:
@@ -149,14 +138,19 @@ def _resemblance(initial: CanonicalModel, step: CanonicalModel) -> float | None:
     """Mean row cosine of initial weights and one checkpoint of the training; None without MLPs of equal shape."""
     from checks.statistics.units import combine, unit_permutation_test
 
-    starts = _places(initial)
-    tests = []
-    for key, place in _places(step).items():
-        views = [_views(step.mlp(place)), _views(initial.mlp(starts[key]))] if key in starts else []
-        if views and [view.shape for view in views[0]] == [view.shape for view in views[1]] and _are_finite(views):
-            tests.append(unit_permutation_test(*views))
-    joint = combine(tests)
+    joint = combine(unit_permutation_test(*views) for views in _common_mlps(step, initial))
     return None if joint is None or not math.isfinite(joint.effect) else joint.effect
+
+
+def _common_mlps(*models: CanonicalModel) -> Iterator[list[list[Tensor]]]:
+    """The views of each MLP that all models have in the same place and shape, of finite values: one list per model."""
+    places = [_places(model) for model in models]
+    for key in places[0]:
+        if not all(key in one for one in places):
+            continue
+        views = [_views(model.mlp(one[key])) for model, one in zip(models, places, strict=True)]
+        if len({tuple(view.shape for view in one) for one in views}) == 1 and _are_finite(views):
+            yield views
 
 
 def _places(model: CanonicalModel) -> dict[tuple[int, str, int | None], MlpPlace]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,9 +12,11 @@ from checks.checkpoint.checkpoint import Checkpoint
 from checks.checkpoint.errors import CheckpointUnavailable
 from checks.checkpoint.model import Model
 from checks.pair.comparison import Comparison, compare, compare_part
+from checks.pair.kept import measured
 from checks.pair.matching import mlp_pairs
 from checks.pair.neurons import NeuronGroup, neuron_groups, require_fit, unit_tests
 from checks.pair.reading import Reading, WholeLayers, plan_of
+from checks.pair.shared_tokens import SharedTokens, shared_tokens_of
 from checks.streaming.planned_source import NotPlanned
 from checks.streaming.read_plan import FULL, ReadPlan, SideRead
 
@@ -30,6 +32,7 @@ class Pair:
     """A candidate and a reference, or one component of both. Statistics are computed once and shared.
 
     `tests_neurons`: does any check ask for `neurons` or `units`? Then one pass over the weights serves these too.
+    `takes_fingerprints`: does any look for tensors under other names? Then the same pass takes what that needs.
     `store`: keeps what was measured, layer by layer. `initial`: what the claim says of the initial weights.
     `reading`: how much is read. What is not planned is not read by any check: whoever asks for it gets NotPlanned.
     """
@@ -42,6 +45,7 @@ class Pair:
         claimed_prefixes: tuple[str, ...] = ("",),
         *,
         tests_neurons: bool = True,
+        takes_fingerprints: bool = False,
         store: LayerStore | None = None,
         initial: InitialWeights | None = None,
         reading: Reading = Reading(FULL),  # noqa: B008 - frozen
@@ -51,6 +55,7 @@ class Pair:
         self._claimed_prefixes = claimed_prefixes
         self._device = device
         self._tests_neurons = tests_neurons
+        self._takes_fingerprints = takes_fingerprints
         self._store = store
         self.initial = initial
         self._reading = reading
@@ -68,7 +73,13 @@ class Pair:
         return self.plan is not None
 
     def read(self) -> dict[str, Any]:
-        """What was read, for the record: digests, sizes, and what of the candidate no component of the claim names."""
+        """What was read, for the record: digests, sizes, and what of the candidate no component of the claim names.
+
+        Of weights that are read in full the one pass gives the digests. Raises CheckpointUnavailable.
+        """
+        models = self.candidate.checkpoint, self.reference.checkpoint
+        if self.plan is None and not all(_unread_digests(one) is not None for one in models):
+            self.comparison()
         planned: dict[str, Any] = {"mode": FULL} if self.plan is None else self.plan.as_evidence()
         sides: dict[str, Any] = {
             **planned,
@@ -127,13 +138,24 @@ class Pair:
         return self._device()
 
     def once(self, measure: Callable[[Pair], Measured]) -> Measured:
-        """What `measure` finds of this pair: measured when first asked for, then shared by all checks."""
+        """What `measure` finds of this pair: measured when first asked for, then shared by all checks.
+
+        Results that are marked as `kept` come from the store if it has them.
+        """
         if measure not in self._measured:
             # From here on nothing is read but what is planned.
             _ = self.plan
-            self._measured[measure] = measure(self)
+            self._measured[measure] = measured(self, measure, self._store)
         found: Measured = self._measured[measure]
         return found
+
+    @cached_property
+    def tokens(self) -> SharedTokens:
+        """Tokens that both vocabularies have; of weights that are read in part, those whose rows are read.
+
+        Raises CheckpointUnavailable.
+        """
+        return self._shared_tokens if self.plan is None else self._shared_tokens.as_read(self.plan)
 
     def neurons(self) -> tuple[NeuronGroup, ...]:
         """The unit permutation tests of every MLP of equal shape that is read whole. Raises CheckpointUnavailable."""
@@ -146,29 +168,40 @@ class Pair:
 
         Coverage is the share of the MLPs of the read layers, where layers are read that may support.
         """
-        tests = unit_tests(self.candidate.checkpoint, self.neurons())
-        if tests is None or self.plan is None or not self.plan.may_support:
-            return tests
         checkpoint = self.candidate.checkpoint
-        everything = sum(entry.weights for entry in checkpoint.tensors.values() if entry.role.kind is not None)
-        planned = _planned_mlp_weights(checkpoint, self.plan.candidate)
-        return replace(tests, coverage=min(1.0, tests.coverage * everything / planned) if planned else 0.0)
+        if self.plan is None or not self.plan.may_support:
+            elements = sum(entry.weights for entry in checkpoint.tensors.values() if entry.role.kind is not None)
+        else:
+            elements = _planned_mlp_weights(checkpoint, self.plan.candidate)
+        tests = unit_tests(self.neurons(), elements)
+        return None if tests is None else replace(tests, coverage=min(1.0, tests.coverage))
 
     @cached_property
     def _plan(self) -> ReadPlan | None:
         ours, theirs = self.candidate.checkpoint, self.reference.checkpoint
-        plan = plan_of(ours, theirs, self._reading.request(ours, theirs))
+        plan = plan_of(ours, theirs, self._reading.request(ours, theirs), self._token_ids)
         if plan is not None:
             ours.read_only(plan.candidate.reads)
             theirs.read_only(plan.reference.reads)
         return plan
 
     @cached_property
+    def _shared_tokens(self) -> SharedTokens:
+        return shared_tokens_of(self.candidate, self.reference)
+
+    def _token_ids(self) -> tuple[Sequence[int], Sequence[int]]:
+        """For the plan: without a tokenizer that can be read no rows are; who asks for `tokens` hears why."""
+        try:
+            return self._shared_tokens.ids
+        except CheckpointUnavailable:
+            return (), ()
+
+    @cached_property
     def _comparison(self) -> Comparison:
         ours, theirs, plan = self.candidate.checkpoint, self.reference.checkpoint, self.plan
         how: dict[str, Any] = {"with_neurons": self._tests_neurons, "store": self._store}
         if plan is None:
-            return compare(ours, theirs, self._device(), **how)
+            return compare(ours, theirs, self._device(), **how, with_fingerprints=self._takes_fingerprints)
         return compare_part(ours, theirs, plan, self._device(), **how)
 
     @cached_property
@@ -206,8 +239,15 @@ def _digests(checkpoint: Checkpoint, is_sampled: bool) -> dict[str, Any]:
     """What tells which weights were read: one digest of all tensors; or those that the hub publishes of the shards, if
     not all tensors were read. Raises CheckpointUnavailable.
     """
-    unread = {entry.stored.shard for name, entry in checkpoint.tensors.items() if name not in checkpoint._sha256}
-    published = {name: checkpoint.index.shards[name].published_sha256 for name in sorted(unread)}
-    if published and all(published.values()):
+    published = _unread_digests(checkpoint)
+    if published:
         return {"sha256": None, "shards": published}
     return {"sha256": None if is_sampled else checkpoint.digest()}
+
+
+def _unread_digests(checkpoint: Checkpoint) -> dict[str, str] | None:
+    """Digests that the hub publishes of the shards that were not read in full; None if it lacks one."""
+    unread = {entry.stored.shard for name, entry in checkpoint.tensors.items() if name not in checkpoint._sha256}
+    published = {name: checkpoint.index.shards[name].published_sha256 for name in sorted(unread)}
+    known = {name: digest for name, digest in published.items() if digest}
+    return known if len(known) == len(published) else None

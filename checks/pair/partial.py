@@ -9,31 +9,36 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from checks.checkpoint.checkpoint import Checkpoint
-from checks.checkpoint.identity import identity_of
+from checks.pair import robust_cosines
 from checks.pair.ledger import Item, LayerStore, Ledger
 from checks.pair.matching import MlpPair, layer_label, mlp_pairs
+from checks.pair.measurement import identities_of
 from checks.pair.neurons import NeuronGroup, group_from_json, neuron_group, read_matrices, tests_as_json
+from checks.pair.robust_cosines import PairedElements, telling_pairs
 from checks.statistics.sampling import CosineEstimate
 from checks.streaming.read_plan import ReadPlan, TensorRead, estimates, slice_name, slice_pairs, sliced
 
 if TYPE_CHECKING:
+    from checks.statistics.elementwise import ElementwiseSums
+    from checks.statistics.magnitude import RobustCosine
     from checks.streaming.stream import TensorResult
 
 # What is kept in a store; another version is measured again.
-VERSIONS = {"estimates": "1", "neurons of the planned part": "1"}
+VERSIONS = {"estimates": "2", "neurons of the planned part": "1"}
 
 
 @dataclass(frozen=True)
 class PartlyRead:
     """What the read part says of a pair of tensors.
 
-    `ordinary`: why any model could have both, as far as they were read.
-    `nonfinite`: elements that were read and are not finite on either side.
+    `sums`: of what was read. `ordinary`: why any model could have both, as far as they were read. `robust`: of a few
+    pairs, see `telling_pairs`.
     """
 
     estimate: CosineEstimate
+    sums: ElementwiseSums
     ordinary: str | None = None
-    nonfinite: int = 0
+    robust: RobustCosine | None = None
 
 
 @dataclass(frozen=True)
@@ -56,14 +61,8 @@ def measure_part(
 
     Only planned bytes are read. `store`: layers that are there are not read again. Raises CheckpointUnavailable.
     """
-    identities = ("", "")
-    if store is not None:
-        identities = (
-            identity_of(candidate.index, candidate.prefix, candidate.config),
-            identity_of(reference.index, reference.prefix, reference.config),
-        )
-    request = plan.request
-    reading = f"{request.mode} budget {request.budget} seed {request.seed}"
+    identities = identities_of(store, candidate, reference)
+    reading = f"{plan.request.mode} {plan.digest}"
 
     def key(statistic: str) -> tuple[str, str, str, str]:
         return (*identities, statistic, VERSIONS[statistic])
@@ -116,27 +115,33 @@ def _measure_tensors(
     candidate: Checkpoint, reference: Checkpoint, plan: ReadPlan, device: str, ledger: Ledger[PartlyRead]
 ) -> None:
     """Read the missing layers, one after the other, so that a killed run loses one at most."""
+    from checks.statistics.elementwise import concatenate
+
     layers: dict[str, list[Item]] = defaultdict(list)
     for item in sorted(ledger.missing):
         layers[layer_label(candidate.tensors[item[0]])].append(item)
+    names = [(name, other) for items in _tensors_by_layer(candidate, reference, plan).values() for name, other in items]
+    telling = telling_pairs(candidate, names)
     for items in layers.values():
-        results = _read(candidate, reference, plan, items, device)
-        found = estimates(plan, results.values(), [candidate.tensors[name].stored_name for name, _ in items])
-        for name, other in items:
-            stored = candidate.tensors[name].stored_name
-            pieces = [results[piece] for piece, _ in slice_pairs(plan, [stored])]
-            ledger.add(
-                (name, other),
-                PartlyRead(
-                    found[stored],
-                    _ordinary(candidate, reference, (name, other), plan.compared[stored].read, pieces[0]),
-                    sum(piece.sums.nonfinite for piece in pieces if piece.sums is not None),
-                ),
-            )
+        stored = {item: candidate.tensors[item[0]].stored_name for item in items}
+        elements = PairedElements({pair: slice_pairs(plan, [stored[pair]]) for pair in telling & stored.keys()})
+        results = _read(candidate, reference, plan, items, device, elements)
+        found = estimates(plan, results.values(), list(stored.values()))
+        for item, name in stored.items():
+            pieces = [results[piece] for piece, _ in slice_pairs(plan, [name])]
+            reason = _ordinary(candidate, reference, item, plan.compared[name].read, pieces[0])
+            sums = concatenate(piece.sums for piece in pieces if piece.sums is not None)
+            robust = elements.robust_cosine((item[0], item[1])) if reason is None else None
+            ledger.add(item, PartlyRead(found[name], sums, reason, robust))
 
 
 def _read(
-    candidate: Checkpoint, reference: Checkpoint, plan: ReadPlan, items: Collection[Item], device: str
+    candidate: Checkpoint,
+    reference: Checkpoint,
+    plan: ReadPlan,
+    items: Collection[Item],
+    device: str,
+    elements: PairedElements,
 ) -> dict[str | None, TensorResult]:
     """The results of the pieces of these tensors, by the candidate's names of the pieces."""
     from checks.statistics.ordinary import head_elements
@@ -145,10 +150,11 @@ def _read(
     pairs = [(candidate.tensors[name].stored_name, reference.tensors[other].stored_name) for name, other in items]
     reads = [{pair[side]: plan.compared[pair[0]].read for pair in pairs} for side in (0, 1)]
     first = {_first_piece(name, read) for side in reads for name, read in side.items()}
+    ours, theirs = sliced(candidate.index, reads[0]), sliced(reference.index, reads[1])
     results = stream_pair(
-        sliced(candidate.index, reads[0]),
-        sliced(reference.index, reads[1]),
-        (candidate.source, reference.source),
+        ours,
+        theirs,
+        (elements.source(0, ours, candidate.source), elements.source(1, theirs, reference.source)),
         slice_pairs(plan, [name for name, _ in pairs]),
         hashing=False,
         head=lambda piece: head_elements(piece.shape) if piece.name in first else 0,
@@ -191,11 +197,21 @@ def _ordered(ledger: Ledger[PartlyRead]) -> dict[tuple[str, str], PartlyRead]:
 
 
 def _as_json(one: PartlyRead) -> dict[str, Any]:
-    return {"estimate": asdict(one.estimate), "ordinary": one.ordinary, "nonfinite": one.nonfinite}
+    return {
+        "estimate": asdict(one.estimate),
+        "sums": one.sums.as_json(),
+        "ordinary": one.ordinary,
+        "robust": robust_cosines.as_json(one.robust),
+    }
 
 
 def _from_json(_: Item, stored: Any) -> PartlyRead:
+    from checks.statistics.elementwise import ElementwiseSums
+
     reason = stored["ordinary"]
     return PartlyRead(
-        CosineEstimate(**stored["estimate"]), None if reason is None else str(reason), int(stored["nonfinite"])
+        CosineEstimate(**stored["estimate"]),
+        ElementwiseSums.from_json(stored["sums"]),
+        None if reason is None else str(reason),
+        robust_cosines.from_json(stored["robust"]),
     )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 
 from checks.statistics.elementwise import ElementwiseSums
@@ -113,12 +114,22 @@ def robust_cosine(a: Tensor, b: Tensor, positions: int = 1 << 18, seed: int = 0)
             what = "zero" if count and float(side[0]) == 0 else "constant"
             reason = f"{name} is {what}" if count > 1 else f"{count} finite positions"
             return RobustCosine(None, None, count, None, seed, reason)
-    ranks = [torch.from_numpy(rankdata(side.numpy())) for side in (x, y)]
-    clipped = [side.clamp(*torch.quantile(side[: 1 << 23], _PERCENTILES).tolist()) for side in (x, y)]
+    ranks, clipped = zip(*(_ranked_and_clipped(side.numpy()) for side in (x, y)), strict=True)
     return RobustCosine(_centred_cosine(*ranks), _centred_cosine(*clipped), count, 1 / math.sqrt(count - 1), seed)
 
 
-_PERCENTILES = torch.tensor([0.01, 0.99], dtype=torch.float64)
+def _ranked_and_clipped(values: npt.NDArray[np.float64]) -> tuple[Tensor, Tensor]:
+    """Ranks, ties sharing their mean, and the values clipped to their 1st and 99th percentiles, from one sort."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    first = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    sizes = np.diff(np.r_[first, len(values)])
+    ranks = np.empty(len(values))
+    ranks[order] = np.repeat(first + (sizes - 1) / 2, sizes)
+    places = np.array([0.01, 0.99]) * (len(values) - 1)
+    below = np.floor(places).astype(int)
+    low, high = ordered[below] + (places - below) * (ordered[np.ceil(places).astype(int)] - ordered[below])
+    return torch.from_numpy(ranks), torch.from_numpy(values.clip(low, high))
 
 
 def _centred_cosine(x: Tensor, y: Tensor) -> float | None:

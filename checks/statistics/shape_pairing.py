@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -117,17 +118,43 @@ def shape_sample(tensor: Tensor, seed: int = 0) -> ShapeSample:
     """
     if not tensor.dtype.is_floating_point or tensor.dtype == torch.float4_e2m1fn_x2:
         raise TypeError(f"{tensor.dtype} is not compared; dequantise first")
-    plain = tensor.detach().squeeze()
-    if plain.dim() == 2 and plain.shape[0] > plain.shape[1]:
-        plain = plain.T
-    shape, elements = tuple(plain.shape), plain.numel()
-    if elements < 4 * _SHORTEST_AXIS:
-        return ShapeSample(shape, elements, reason=f"{elements} elements; need {4 * _SHORTEST_AXIS}")
-    found = _halves(plain, seed)
+    flat = tensor.detach().reshape(-1)
+    return shape_sample_of(flat[shape_positions(tensor.shape, seed).to(flat.device)].cpu(), tensor.shape, seed)
+
+
+def shape_positions(shape: Sequence[int], seed: int = 0) -> Tensor:
+    """The elements of a tensor of that shape that `shape_sample` looks at, in the order in which it does: positions in
+    stored order, int64. None of a tensor that is too short.
+    """
+    parts = _parts(tuple(shape), seed)
+    return torch.cat([part.reshape(-1) for part in parts]) if parts else torch.empty(0, dtype=torch.int64)
+
+
+def shape_sample_of(values: Tensor, shape: Sequence[int], seed: int = 0) -> ShapeSample:
+    """`shape_sample` of a tensor of that shape, from the elements at its `shape_positions`: floats on the CPU."""
+    plain, elements, parts = _plain_shape(tuple(shape)), math.prod(shape), _parts(tuple(shape), seed)
+    if not parts:
+        return ShapeSample(plain, elements, reason=f"{elements} elements; need {4 * _SHORTEST_AXIS}")
+    split = torch.split(values.double(), [part.numel() for part in parts])
+    pairing, block, *turned = (one.reshape(part.shape) for one, part in zip(split, parts, strict=True))
+    found = _sampled(pairing, block)
     if found is None:
-        return ShapeSample(shape, elements, reason="constant or non-finite")
-    turned = _halves(plain.T, seed) if plain.dim() == 2 and shape[0] == shape[1] else None
-    return ShapeSample(shape, elements, *found, turned)
+        return ShapeSample(plain, elements, reason="constant or non-finite")
+    return ShapeSample(plain, elements, *found, _sampled(*turned) if turned else None)
+
+
+@lru_cache(maxsize=16)
+def _parts(shape: tuple[int, ...], seed: int) -> tuple[Tensor, ...]:
+    """Positions of the elements to pair by and of the block; of a square matrix also both of its transpose."""
+    plain, elements = _plain_shape(shape), math.prod(shape)
+    if elements < 4 * _SHORTEST_AXIS:
+        return ()
+    trailing = math.prod(plain[2:])
+    strides = elements // plain[0], trailing
+    if len(plain) == 2 and plain != tuple(size for size in shape if size != 1):
+        strides = 1, plain[0]
+    is_square = len(plain) == 2 and plain[0] == plain[1]
+    return (*_halves(plain, strides, seed), *(_halves(plain, strides[::-1], seed) if is_square else ()))
 
 
 def pair_by_shape(candidate: Sequence[ShapeSample], reference: Sequence[ShapeSample], seed: int = 0) -> ShapePairing:
@@ -170,25 +197,37 @@ def pair_by_shape(candidate: Sequence[ShapeSample], reference: Sequence[ShapeSam
     return ShapePairing(tuple(pairs), unpaired, searched, seed)
 
 
-def _halves(plain: Tensor, seed: int) -> tuple[Tensor, Tensor] | None:
-    """Elements to pair by (centred, norm 1) and the block to test [rows, columns, trailing]."""
+def _plain_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Without axes of size 1, the shorter axis of a matrix first."""
+    plain = tuple(size for size in shape if size != 1)
+    return tuple(sorted(plain)) if len(plain) == 2 else plain
+
+
+def _halves(plain: tuple[int, ...], strides: tuple[int, int], seed: int) -> tuple[Tensor, Tensor]:
+    """Positions of the elements to pair by, and of the block to test [rows, columns, trailing].
+
+    `strides`: how far apart neighbours along the first two axes are stored; those along the others lie side by side.
+    """
     generator = torch.Generator().manual_seed(seed)
-    cube = plain.reshape(plain.shape[0], plain.shape[1] if plain.dim() > 1 else 1, -1)
-    rows, columns = (_split(size, generator) for size in cube.shape[:2])
-    trailing = torch.randperm(cube.shape[2], generator=generator)[:_TRAILING].sort().values
+    rows, columns = (_split(size, generator) for size in (plain[0], plain[1] if len(plain) > 1 else 1))
+    trailing = torch.randperm(math.prod(plain[2:]), generator=generator)[:_TRAILING].sort().values
     to_pair, to_test = (
-        cube[r.to(cube.device)][:, c.to(cube.device)][:, :, trailing.to(cube.device)].double().cpu()
+        (r * strides[0])[:, None, None] + (c * strides[1])[:, None] + trailing
         for r, c in zip(rows, columns, strict=True)
     )
-    if plain.dim() > 1:
+    if len(plain) > 1:
         to_test = to_test[:BLOCK, :BLOCK]
-    values = to_pair.reshape(-1)
-    chosen = torch.randperm(len(values), generator=generator)[:PAIRING_POSITIONS]
-    values = values[chosen] - values[chosen].mean()
+    chosen = torch.randperm(to_pair.numel(), generator=generator)[:PAIRING_POSITIONS]
+    return to_pair.reshape(-1)[chosen], to_test.clone()
+
+
+def _sampled(pairing: Tensor, block: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The elements to pair by (centred, norm 1) and the block to test; None of constant or non-finite ones."""
+    values = pairing - pairing.mean()
     norm = float(values.norm())
-    if not math.isfinite(norm) or norm <= 1e-12 * float(to_pair.abs().max()) or not bool(to_test.isfinite().all()):
+    if not math.isfinite(norm) or norm <= 1e-12 * float(pairing.abs().max()) or not bool(block.isfinite().all()):
         return None
-    return (values / norm).float(), to_test.float()
+    return (values / norm).float(), block.float()
 
 
 def _split(size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

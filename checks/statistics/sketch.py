@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -84,16 +85,26 @@ def sketch(tensor: Tensor, seed: int = 0) -> TensorSketch:
     """
     if not tensor.dtype.is_floating_point or tensor.dtype == torch.float4_e2m1fn_x2:
         raise TypeError(f"{tensor.dtype} has no order of values; dequantise first")
-    elements = tensor.numel()
-    at = sample_positions(elements, MINHASH_POSITIONS, seed).to(tensor.device)
-    values = tensor.detach().reshape(-1)[at].double().cpu()
+    flat = tensor.detach().reshape(-1)
+    return sketch_of(flat[sketch_positions(flat.numel(), seed).to(flat.device)].cpu(), flat.numel(), seed)
+
+
+def sketch_positions(elements: int, seed: int = 0) -> Tensor:
+    """The elements of a tensor of that size that a sketch looks at: rising positions in stored order, int64."""
+    return sample_positions(elements, MINHASH_POSITIONS, seed)
+
+
+def sketch_of(values: Tensor, elements: int, seed: int = 0) -> TensorSketch:
+    """`sketch` of a tensor of so many elements, from those at its `sketch_positions`: floats on the CPU."""
+    values = values.double()
     if len(values) < 64:
         return TensorSketch(elements, seed, reason=f"{elements} elements; need 64")
     if not bool(values.isfinite().all()):
         return TensorSketch(elements, seed, reason="non-finite elements")
     if bool((values == values[0]).all()):
         return TensorSketch(elements, seed, reason="constant")
-    quartiles = values.sort().values[[len(values) * k // CODES for k in range(1, CODES)]]
+    places = [len(values) * k // CODES for k in range(1, CODES)]
+    quartiles = torch.from_numpy(np.partition(values.numpy(), places)[places])
     # A value equal to a quartile lies above it; values that fill a whole quartile (zeros) leave some codes unused.
     codes = torch.bucketize(values, quartiles, right=True)
     counts = torch.bincount(codes, minlength=CODES)

@@ -1,19 +1,28 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from checks.checkpoint.canonical import CanonicalModel
+from checks.checkpoint.checkpoint import Checkpoint
 from checks.checkpoint.errors import CheckpointUnavailable
+from checks.evidence.record import CONTRADICTS, SUPPORTS, Evidence
+from checks.pair import measures
 from checks.pair.aligned import align
 from checks.pair.mlp_pairs import map_layers
 from checks.pair.mlp_samples import sample_mlps
-from tests.pair.example_models import ALL, example, save, weights
+from checks.pair.pair import Pair
+from tests.pair.example_models import ALL, EXAMPLES, example, save, weights
 from tests.zoo import symmetry
-from tests.zoo.weights import Weights
+from tests.zoo.weights import EMBEDDING, Weights
+
+Open = Callable[[Path, Path], Pair]
+Judged = Callable[[str, Pair], Evidence]
 
 
 @pytest.mark.parametrize(
@@ -48,6 +57,38 @@ def test_alignment_of_independent_models() -> None:
     unmapped = align(example("independent"), example("base"), ALL, {})
     assert unmapped.readers.level is unmapped.awm is None
     assert unmapped.transform.kind == "none"
+
+
+@pytest.fixture
+def evidence(
+    tmp_path: Path, open_pair: Open, judged: Judged, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Evidence]:
+    """The evidence of independence.alignment on changed weights beside the base; layers are mapped by number."""
+    monkeypatch.setattr(measures, "alignment", lambda pair: align(*pair.canonical, ALL, {i: i for i in range(4)}))
+
+    def find(changed: Weights) -> Evidence:
+        save(tmp_path / "changed", changed)
+        shutil.copy(EXAMPLES / "base" / "tokenizer.json", tmp_path / "changed")
+        return judged("independence.alignment", open_pair(tmp_path / "changed", EXAMPLES / "base"))
+
+    return find
+
+
+def test_the_transform_is_named_where_layers_were_inherited(evidence: Callable[[Weights], Evidence]) -> None:
+    found = evidence(symmetry.rotate_residual(weights("derived"), 1))
+    assert found.outcome == CONTRADICTS
+    assert found.details["transform"] == "rotation"
+
+
+def test_no_transform_is_named_for_independent_layers(evidence: Callable[[Weights], Evidence], tmp_path: Path) -> None:
+    """A rotation takes one embedding to the other, and no layer reads what its counterpart reads."""
+    student = weights("independent").copy()
+    student.tensors[EMBEDDING] = symmetry.rotate_residual(weights("base"), 1).tensors[EMBEDDING]
+    found = evidence(student)
+    aligned = align(CanonicalModel(Checkpoint(tmp_path / "changed")), example("base"), ALL, {0: 0})
+    assert aligned.transform.kind == "rotation"
+    assert found.outcome == SUPPORTS
+    assert found.details["transform"] is None
 
 
 def test_errors(tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import kstest, norm
 from torch import Tensor
 
-from checks.checkpoint.canonical import CanonicalModel
+from checks.checkpoint.canonical import CanonicalModel, Mlp, MlpPlace
 from checks.checkpoint.checkpoint import Checkpoint
 from checks.pair.channel_views import channel_tests
 from checks.statistics.channels import channel_permutation_test
+from checks.streaming.planned_source import NotPlanned
 
 EXAMPLES = Path(__file__).parents[2] / "examples/checkpoints"
 ALL = (list(range(1024)), list(range(1024)))
@@ -113,3 +114,36 @@ def test_models_of_other_width_are_not_compared(tmp_path: Path) -> None:
     alone = channel_tests(narrow, narrow, (list(range(64)), list(range(64))))
     assert alone.groups["layers"].z is alone.groups["norms"].z is None
     assert alone.whole.z == pytest.approx(alone.groups["embedding"].z)
+
+
+class PartOfExperts(CanonicalModel):
+    """A model of whose routed experts only some are read, although headers show all."""
+
+    def __init__(self, checkpoint: Checkpoint, read: tuple[int, ...]) -> None:
+        super().__init__(checkpoint)
+        self.read = read
+
+    def mlp(self, place: MlpPlace, folded: bool = False, rows: Tensor | None = None) -> Mlp:
+        if place.expert not in self.read:
+            raise NotPlanned("not read in this run")
+        return super().mlp(place, folded, rows)
+
+
+def test_routed_experts_that_are_not_read_are_passed_over(tmp_path: Path) -> None:
+    tensors = {"model.embed_tokens.weight": torch.randn(8, 32), "model.norm.weight": torch.ones(32)}
+    start = "model.layers.0.mlp."
+    tensors[f"{start}gate.weight"] = torch.randn(6, 32)
+    for expert in range(6):
+        for part, shape in (("gate", (48, 32)), ("up", (48, 32)), ("down", (32, 48))):
+            tensors[f"{start}experts.{expert}.{part}_proj.weight"] = torch.randn(*shape)
+    save_file(tensors, tmp_path / "model.safetensors")
+    config = {"model_type": "qwen3_moe", "num_experts": 6, "num_hidden_layers": 1, "hidden_size": 32}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    checkpoint = Checkpoint(tmp_path)
+
+    def views(read: tuple[int, ...]) -> int:
+        model = PartOfExperts(checkpoint, read)
+        return channel_tests(model, model).groups["layers"].views
+
+    # The router, and three matrices of each of two experts at most.
+    assert [views(read) for read in ((0, 1, 2, 3, 4, 5), (2, 5), (3,), ())] == [7, 7, 4, 1]

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from checks.statistics import shape_pairing
-from checks.statistics.shape_pairing import ShapePairing, pair_by_shape, shape_sample
+from checks.statistics.shape_pairing import (
+    ShapePairing,
+    pair_by_shape,
+    shape_positions,
+    shape_sample,
+    shape_sample_of,
+)
 
 ALPHA = math.log(1e-6)
 
@@ -132,3 +138,29 @@ def test_what_cannot_be_paired_has_a_reason() -> None:
     assert short.pairs[0].z > 8
     with pytest.raises(TypeError, match="dequantise"):
         shape_sample(torch.ones(40, 40, dtype=torch.int8))
+
+
+@pytest.mark.parametrize("shape", [(100,), (30, 500), (500, 30), (300, 300), (1, 70, 1, 90), (20, 9, 50), (4, 5, 6, 7)])
+def test_a_sample_needs_its_positions_alone(shape: tuple[int, ...]) -> None:
+    tensor = normal(1, *shape)
+    whole, found = shape_sample(tensor, 3), shape_sample_of(tensor.reshape(-1)[shape_positions(shape, 3)], shape, 3)
+    assert (found.shape, found.elements, found.reason) == (whole.shape, whole.elements, None)
+    assert torch.equal(found.pairing, whole.pairing)
+    assert torch.equal(found.block, whole.block)
+    assert (found.turned is None) == (len(set(shape) - {1}) > 1 or len(shape) == 1)
+    if found.turned and whole.turned:
+        assert all(torch.equal(one, other) for one, other in zip(found.turned, whole.turned, strict=True))
+
+
+def test_a_transpose_is_looked_at_in_the_same_places() -> None:
+    wide, square = normal(1, 40, 300), normal(2, 200, 200)
+    assert torch.equal(shape_sample(wide).block, shape_sample(wide.T).block)
+    assert torch.equal(shape_sample(wide).pairing, shape_sample(wide.T).pairing)
+    assert torch.equal(shape_sample(square).turned[1], shape_sample(square.T).block)
+    assert torch.equal(shape_sample(square).turned[0], shape_sample(square.T).pairing)
+
+
+def test_elements_that_pair_stand_in_no_tested_row_or_column() -> None:
+    at = shape_positions((200, 300))
+    pairing, block = (torch.stack([one // 300, one % 300]) for one in at.split([4096, 100 * 128]))
+    assert not any(set(one.tolist()) & set(other.tolist()) for one, other in zip(pairing, block, strict=True))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from checks.statistics.sketch import BITS, best_matches, compare_sketches, sketch
+from checks.statistics.sketch import BITS, best_matches, compare_sketches, sketch, sketch_of, sketch_positions
 
 
 def normal(seed: int, *shape: int) -> Tensor:
@@ -110,3 +110,12 @@ def test_no_sketch_with_a_reason() -> None:
         sketch(torch.ones(100, dtype=torch.int8))
     with pytest.raises(ValueError, match="cannot be compared"):
         compare_sketches(sketch(normal(1, 100)), sketch(normal(1, 101)))
+
+
+@pytest.mark.parametrize("elements", [63, 64, 5000, 400_000])
+def test_a_sketch_needs_its_positions_alone(elements: int) -> None:
+    tensor = normal(1, elements)
+    whole, found = sketch(tensor, 3), sketch_of(tensor[sketch_positions(elements, 3)], elements, 3)
+    assert (found.reason, found.frequencies) == (whole.reason, whole.frequencies)
+    assert found.minhash is None or torch.equal(found.minhash, whole.minhash)
+    assert found.simhash is None or torch.equal(found.simhash, whole.simhash)
