@@ -83,7 +83,7 @@ FOUND_BY: dict[str, tuple[set[str], set[str]]] = {
         {UNITS, CHANNELS, TENSORS, NEURONS, ROWS, SHA256, MSE, SKETCH},
     ),
     "llama_up_scaled": ({UNITS, CHANNELS, TENSORS, NEURONS, ANCHORED, ROWS}, {SHA256}),
-    "llama_upcycled": ({CHANNELS, TENSORS, NEURONS, ANCHORED, ROWS}, {UNITS, SHA256}),
+    "llama_upcycled": ({UNITS, CHANNELS, TENSORS, NEURONS, ANCHORED, ROWS}, {SHA256}),
 }
 
 
