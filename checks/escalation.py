@@ -34,10 +34,9 @@ def weigh_pair(pair: Pair, judge: Judge) -> WeightOpinion:
     """Do this reference's weights confirm a suspicion or clear it?
 
     Measures the pair itself, with the thresholds of the claim, and does not look at other cases: equal tensors, the
-    mean and the highest category's centred cosine, the permutation test of neurons, and their anchored matching.
-    Inherited if any contradicts;
-    independent if none does and one that SUPPORTED may rest on supports with power; inconclusive otherwise, and without
-    weights.
+    centred cosines of the mean, the embedding and the highest category, the permutation test of neurons, and their
+    anchored matching. Inherited if any contradicts; independent if none does and one that SUPPORTED may rest on
+    supports with power; inconclusive otherwise, in a screening, and without weights.
     """
     try:
         decisions = {
@@ -62,6 +61,14 @@ def weigh_pair(pair: Pair, judge: Judge) -> WeightOpinion:
         for check, decision in decisions.items()
         if decision.outcome == SUPPORTS and decision.powered and judge.threshold_of(check).carries_support
     ]
+    if clearing and pair.plan is not None and not pair.plan.may_support:
+        return WeightOpinion(
+            INCONCLUSIVE,
+            f"a screening may confirm a suspicion, not clear it ({_reasons(decisions, clearing)}); "
+            "choose --read sample or --read full",
+            False,
+            details,
+        )
     if clearing:
         return WeightOpinion(SUPPORTS, f"independent weights: {_reasons(decisions, clearing)}", True, details)
     return WeightOpinion(

@@ -8,11 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from checks.checkpoint.model import Model
 from checks.claim.discovery import check_names
+from checks.claim.model import ModelSource
 from checks.escalation import WeightOpinion, weigh_pair
 from checks.evidence.judge import Judge, JudgeContext
 from checks.evidence.record import CONTRADICTS, INCONCLUSIVE, SUPPORTS
 from checks.pair.pair import Pair
+from checks.pair.reading import Reading
 
 Tensors = dict[str, torch.Tensor]
 Llama = Callable[..., Tensors]
@@ -158,3 +161,12 @@ def test_inherited_part_outside_the_layers_matrices_is_not_cleared(
         for name, tensor in load_file(examples / "independent" / "model.safetensors").items()
     }
     assert weigh(mixed, examples / "base").outcome != SUPPORTS
+
+
+@pytest.mark.parametrize(("model", "outcome"), [("independent", INCONCLUSIVE), ("derived", CONTRADICTS)])
+def test_a_screening_confirms_a_suspicion_and_never_clears_one(model: str, outcome: str, examples: Path) -> None:
+    ours, theirs = (Model(ModelSource(name, path=str(examples / name)), None, ("",)) for name in (model, "base"))
+    context = JudgeContext("id", "test", "claims/test.yaml:1", "reference", False, 1)
+    opinion = weigh_pair(Pair(ours, theirs, reading=Reading("screen")), Judge("architecture.identical", context))
+    assert opinion.outcome == outcome
+    assert ("not clear it" in opinion.reason) == (outcome == INCONCLUSIVE)
