@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import median
 from typing import TYPE_CHECKING
 
 from checks.applicable import require_embeddings, require_layers
@@ -116,6 +117,7 @@ def tensors(pair: Pair, judge: Judge) -> None:
     scores.sort(key=lambda score: -abs(score.z))
     judge.scores(
         scores[:SHOWN_PAIRS],
+        scale=median(score.scale for score in scores),
         tests=pairing.tests,
         read=pair.read(),
         pairs=pairing.tests,

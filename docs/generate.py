@@ -36,8 +36,8 @@ def thresholds_page() -> str:
     for check, one in thresholds().items():
         supports = f"below {format_value(one.supports_below)}" if one.supports_below is not None else "-"
         contradicts = f"from {format_value(one.contradicts_from)}" if one.contradicts_from is not None else "-"
-        if one.calibrated:
-            supports = f"p from {format_value(one.supports_p_from)}"
+        if one.calibrated and one.strength == "decisive":
+            supports = "-" if one.supports_p_from is None else f"p from {format_value(one.supports_p_from)}"
             contradicts = f"p below {format_value(one.alpha)} / calibrated cases of the claim"
         if one.nearest is not None:
             contradicts = "never"
@@ -64,7 +64,7 @@ def _conditions(check: str) -> Iterator[str]:
     if one.coverage_from is not None:
         yield f"to support: {one.coverage_from:.0%} of the parameters compared"
     if one.minimum_effect is not None:
-        yield f"to contradict: an effect of {format_value(one.minimum_effect)}"
+        yield f"{'to contradict' if one.strength == 'decisive' else 'to count'}: an effect of {format_value(one.minimum_effect)}"
     if one.detectable_effect_at_most is not None:
         yield f"to support: an effect of {format_value(one.detectable_effect_at_most)} would have been seen"
     if one.nearest is not None and one.distance_at_most is not None:

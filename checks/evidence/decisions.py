@@ -14,7 +14,7 @@ from checks.evidence.thresholds import Threshold
 if TYPE_CHECKING:
     from checks.pair.comparison import CosineSummary
     from checks.statistics.block_matching import MatchingTest
-    from checks.statistics.units import UnitTests
+    from checks.statistics.units import UnitTest, UnitTests
 
 # "0.99 to 1.0: practically the same weights" (weight-architecture-qa.md, Q4).
 SAME_WEIGHTS_FROM = 0.99
@@ -93,17 +93,21 @@ def decide_calibrated(limits: Threshold, tests: UnitTests, calibrated_cases: int
     joint, single = tests.strongest_joint, tests.strongest_single
     where = " of MLPs in other places" if joint in tests.mapped else ""
     shown = f"z = {joint.z:.1f}, mean row cosine {joint.effect:.4f}{where}"
-    if abs(joint.z) >= critical and abs(joint.effect) >= limits.minimum_effect:
+    together = [test for test in (*tests.joint, *tests.mapped) if abs(test.z) >= critical]
+    if large := [test for test in together if abs(test.effect) >= limits.minimum_effect]:
+        found = max(large, key=lambda test: abs(test.z))
+        shown = shown if found is joint else f"z = {found.z:.1f}, mean row cosine {found.effect:.4f}"
         return Decision(CONTRADICTS, f"{shown}: |z| reaches the critical {critical:.2f}", True)
-    if single is not None and abs(single[1].z or 0.0) >= critical:
-        name, test = single
-        one = f"{name} alone has z = {test.z:.1f}, mean row cosine {test.effect:.4f}"
-        if abs(test.effect or 0.0) >= limits.minimum_single_effect:
-            return Decision(CONTRADICTS, f"{one}: |z| reaches the critical {critical:.2f} (all MLPs: {shown})", True)
+    alone = [(name, test) for name, test in tests.single if abs(test.z or 0.0) >= critical]
+    if large_alone := [one for one in alone if abs(one[1].effect or 0.0) >= limits.minimum_single_effect]:
+        one = _named(*max(large_alone, key=lambda one: abs(one[1].z or 0.0)))
+        return Decision(CONTRADICTS, f"{one}: |z| reaches the critical {critical:.2f} (all MLPs: {shown})", True)
+    if alone and single is not None:
+        one = _named(*single)
         return Decision(
             INCONCLUSIVE, f"{one}, an effect below {limits.minimum_single_effect} (all MLPs: {shown})", True, True
         )
-    if abs(joint.z) >= critical:
+    if together:
         return Decision(
             INCONCLUSIVE,
             f"{shown}: |z| reaches the critical {critical:.2f}, the effect not {limits.minimum_effect}",
@@ -126,6 +130,10 @@ def decide_calibrated(limits: Threshold, tests: UnitTests, calibrated_cases: int
             INCONCLUSIVE, f"{shown}: p lies between the claim's level and {limits.supports_p_from}", True, True
         )
     return Decision(SUPPORTS, f"{shown}: as expected of independent weights (critical {critical:.2f})", True)
+
+
+def _named(name: str, test: UnitTest) -> str:
+    return f"{name} alone has z = {test.z:.1f}, mean row cosine {test.effect:.4f}"
 
 
 def corrected_critical_z(limits: Threshold, tests: int, calibrated_cases: int) -> float:
@@ -170,33 +178,41 @@ class Score:
 
 
 def decide_scores(
-    limits: Threshold, scores: Sequence[Score], calibrated_cases: int, tests: int | None = None
+    limits: Threshold,
+    scores: Sequence[Score],
+    calibrated_cases: int,
+    tests: int | None = None,
+    scale: float | None = None,
 ) -> Decision:
     """What do exact tests say, each of which may contradict, at the family-wise level of the whole claim?
 
     The level is divided by the claim's calibrated cases and by `tests` (default: the scores). A contradiction needs a
-    corrected |z| and the minimum effect; support needs that an effect of `detectable_effect_at_most` would have been
-    found by the first score, which speaks for the whole.
+    corrected |z| and the minimum effect in one score. Support needs that no |z| is remarkable, and that an effect of
+    `detectable_effect_at_most` would have been found at the `scale` that speaks for the whole (default: that of the
+    first score).
     """
     assert limits.minimum_effect is not None
     assert limits.supports_p_from is not None
     assert limits.detectable_effect_at_most is not None
     from checks.statistics.units import ONE_SIDED_95, two_sided_log_p
 
-    count, minimum = max(1, tests or len(scores)), limits.minimum_effect
+    count = max(1, tests or len(scores))
     critical = corrected_critical_z(limits, count, calibrated_cases)
-    strongest = max(scores, key=lambda score: (abs(score.effect) >= minimum, abs(score.z)))
+    reaching = [score for score in scores if abs(score.z) >= critical]
+    large = [score for score in reaching if abs(score.effect) >= limits.minimum_effect]
+    strongest = max(large or scores, key=lambda score: abs(score.z))
     shown = f"{strongest.name}: z = {strongest.z:.1f}, effect {strongest.effect:.4f}"
-    if abs(strongest.z) >= critical:
-        if abs(strongest.effect) >= limits.minimum_effect:
-            return Decision(CONTRADICTS, f"{shown}: |z| reaches the critical {critical:.2f}", True)
+    if large:
+        return Decision(CONTRADICTS, f"{shown}: |z| reaches the critical {critical:.2f}", True)
+    if reaching:
         return Decision(
             INCONCLUSIVE,
             f"{shown}: |z| reaches the critical {critical:.2f}, the effect not {limits.minimum_effect}",
             True,
             True,
         )
-    detectable = (critical + ONE_SIDED_95) / scores[0].scale if scores[0].scale > 0 else math.inf
+    power = scores[0].scale if scale is None else scale
+    detectable = (critical + ONE_SIDED_95) / power if power > 0 else math.inf
     if detectable > limits.detectable_effect_at_most:
         return Decision(
             INCONCLUSIVE, f"no power: {shown}, and an effect below {detectable:.2f} could not have been seen"
@@ -237,8 +253,16 @@ def decide_matching(limits: Threshold, test: MatchingTest, calibrated_cases: int
         return Decision(CONTRADICTS, f"{shown}{alone}; critical {critical:.2f}; {null}", True)
     highest = max(test.joint_z, test.z_adjusted(strongest) or 0.0)
     if highest >= critical:
+        # First layers of independent models agree a little; half of what contradicts is more than that, and stays open.
+        is_open = test.agreement >= limits.minimum_effect / 2 or any(
+            block.matching.agreement >= limits.minimum_single_effect / 2
+            for block in test.blocks
+            if (test.z_adjusted(block) or 0.0) >= critical
+        )
         return Decision(
             INCONCLUSIVE,
             f"{shown}: z = {highest:.1f} reaches the critical {critical:.2f}, the agreement is small; {null}",
+            is_open,
+            is_open,
         )
     return Decision(SUPPORTS, f"{shown}: as expected of independent weights (critical {critical:.2f}); {null}", True)

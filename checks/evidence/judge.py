@@ -140,13 +140,14 @@ class Judge:
         scores: Sequence[Score],
         *,
         tests: int | None = None,
+        scale: float | None = None,
         read: Mapping[str, Any] | None = None,
         **details: Any,
     ) -> None:
         """Judge exact tests at the level of the whole claim; see `decide_scores`. The value is the first one's z."""
         cases = self.context.calibrated_cases
         self.finish(
-            self.decide(lambda limits: decide_scores(limits, scores, cases, tests)),
+            self.decide(lambda limits: decide_scores(limits, scores, cases, tests, scale)),
             scores[0].z,
             read=read,
             tests={score.name: {"z": score.z, "effect": score.effect} for score in scores},

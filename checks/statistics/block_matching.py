@@ -197,10 +197,14 @@ class MatchingTest:
         if strongest is None or joint is None:
             return MatchingFinding(None, "no block could be matched", None)
         largest = self.null.largest_agreement
-        if (self.z_adjusted(strongest) or 0.0) >= critical_z and strongest.matching.agreement >= max(
-            least_agreement, 2 * largest
-        ):
-            return MatchingFinding(True, None, strongest)
+        needed = max(least_agreement, 2 * largest)
+        agreeing = [
+            block
+            for block in self.blocks
+            if (self.z_adjusted(block) or 0.0) >= critical_z and block.matching.agreement >= needed
+        ]
+        if agreeing:
+            return MatchingFinding(True, None, max(agreeing, key=lambda block: block.matching.agreement))
         if joint >= critical_z and self.agreement >= max(least_joint, 2 * largest):
             return MatchingFinding(True, None, None)
         if self.null.maximum >= critical_z or largest >= least_agreement:

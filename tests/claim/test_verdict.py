@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -325,3 +326,15 @@ def test_dates_and_developers_say_which_direction_is_possible(
 ) -> None:
     claim: Any = load_claim(write_claim(model=candidate, references=[reference]))
     assert expected in direction_of_copying(claim.model, claim.components[0].panel[0].source)
+
+
+def test_copies_inside_the_candidate_keep_the_claim_open(claim: Claim) -> None:
+    found = []
+    for one in verdict_of(claim).results:
+        if one.case.check == "structure.layers":
+            assert one.evidence is not None
+            one = replace(one, evidence=replace(one.evidence, outcome=INCONCLUSIVE, keeps_open=True))
+        found.append(one)
+    verdict = decide(claim, found)
+    assert verdict.verdict == "INCONCLUSIVE"
+    assert "left open by structure.layers" in verdict.text

@@ -58,6 +58,18 @@ def test_a_score_with_effect_is_not_hidden_by_a_larger_one_without() -> None:
     assert decided(score(50.0, effect=0.001), score(20.0, effect=0.5, name="norms")).outcome == CONTRADICTS
 
 
+def test_a_large_score_is_not_hidden_by_a_chance_effect() -> None:
+    """Few columns give large effects by chance; many give large scores at small effects."""
+    decision = decided(score(30.0, effect=0.015), score(1.3, effect=0.04, name="norms"))
+    assert (decision.outcome, decision.keeps_open) == (INCONCLUSIVE, True)
+    assert decision.reason.startswith("whole: z = 30.0")
+
+
+def test_power_may_be_stated_apart_from_the_scores() -> None:
+    assert decide_scores(SCORES, [score(0.5, scale=5.0)], 1, scale=200.0).outcome == SUPPORTS
+    assert decide_scores(SCORES, [score(0.5)], 1, scale=5.0).outcome == INCONCLUSIVE
+
+
 def test_a_score_between_the_levels_keeps_it_open() -> None:
     decision = decided(score(4.5))
     assert critical_z(1e-6, 1) > 4.5
@@ -163,6 +175,24 @@ def test_an_agreement_that_is_significant_and_small_does_not_accuse() -> None:
     decision = matched(test)
     assert decision.outcome == INCONCLUSIVE
     assert "reaches the critical" in decision.reason
+
+
+@pytest.mark.parametrize(("agreements", "is_open"), [(15, False), (33, True)])
+def test_half_of_what_contradicts_is_left_open(agreements: int, is_open: bool) -> None:
+    """15 of 352 neurons is what first layers of independent models may share; 33 is more than any of them."""
+    pairs = tuple(BlockPair((i, None), (i, None), matching(agreements, z=9.0)) for i in range(6))
+    decision = matched(dataclasses.replace(blocks([0] * 6), blocks=pairs))
+    assert (decision.outcome, decision.keeps_open) == (INCONCLUSIVE, is_open)
+
+
+def test_a_block_that_agrees_is_not_hidden_by_a_larger_score() -> None:
+    counts_and_scores = [(51, 18.2), (151, 12.0), *[(0, 0.0)] * 4]
+    pairs = tuple(
+        BlockPair((i, None), (i, None), matching(count, z=z)) for i, (count, z) in enumerate(counts_and_scores)
+    )
+    decision = matched(dataclasses.replace(blocks([0] * 6), blocks=pairs))
+    assert decision.outcome == CONTRADICTS
+    assert "42.9% in layer 1" in decision.reason
 
 
 def test_the_level_of_a_matching_is_that_of_the_whole_claim() -> None:

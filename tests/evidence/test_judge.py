@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from statistics import NormalDist
 
 import pytest
@@ -97,6 +98,17 @@ def test_only_powered_decisions_support_or_contradict(value: float | None, eleme
 )
 def test_a_calibrated_test_needs_level_effect_power_and_coverage(tests: UnitTests, outcome: str) -> None:
     assert decide_calibrated(UNITS, tests, calibrated_cases=4).outcome == outcome
+
+
+def test_a_test_that_meets_level_and_effect_is_not_hidden_by_a_larger_score() -> None:
+    tests = measured(20.0, effect=0.009)
+    gates = replace(tests.joint[0], z=19.0, effect=0.013)
+    assert decide_calibrated(UNITS, tests, 1).outcome == INCONCLUSIVE
+    assert decide_calibrated(UNITS, replace(tests, joint=(*tests.joint, gates)), 1).outcome == CONTRADICTS
+    singles = measured(0.5, alone=40.0).single
+    small, large = (replace(singles[0][1], z=z, effect=effect) for z, effect in ((40.0, 0.05), (30.0, 0.5)))
+    hidden = replace(measured(0.5), single=(("one", small), ("other", large)))
+    assert decide_calibrated(UNITS, hidden, 1).outcome == CONTRADICTS
 
 
 def test_the_level_is_shared_by_the_calibrated_cases_of_the_claim_and_the_tests_of_each() -> None:
