@@ -1,6 +1,6 @@
 """How often does the 95 % interval of a sampled cosine hold the true one?
 
-    python benchmarks/coverage.py [--populations 40] [--draws 50] [--save]
+    python benchmarks/interval_coverage.py [--populations 40] [--draws 50] [--save]
 
 The blocks are those that a sample of a given share draws from tensors of real shapes in bf16. Elements of the
 reference are Gaussian; the candidate's differ from them
@@ -222,7 +222,7 @@ def table_of(results: dict[str, list[dict[str, Any]]]) -> str:
         f"{one['blocks'] * one['tensors']} blocks"
         for one in first
     ]
-    lines = ["# Coverage of the 95 % intervals", "", "Made by `python benchmarks/coverage.py --save`.", ""]
+    lines = ["# Coverage of the 95 % intervals", "", "Made by `python benchmarks/interval_coverage.py --save`.", ""]
     lines += ["| change | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
     for name, found in results.items():
         cells = [
