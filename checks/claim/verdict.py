@@ -35,6 +35,9 @@ EXIT_ERRORS = 11
 # Families whose findings a start in common explains; a suspicion is confirmed by nothing but these weights.
 EXPLAINED = frozenset({"architecture", "tokenizer", "identity", "similarity", "independence", "embedding"})
 
+# Checks that a twin from the same initial weights passes and a copy does not (setting half of the lineage zoo).
+BEYOND_A_START = frozenset({"identity.mse", "identity.sketch", "independence.neurons", "independence.anchored"})
+
 # A claim that divides its candidate must name nearly all of it.
 OUTSIDE_AT_MOST = 0.01
 
@@ -135,8 +138,8 @@ def overall_exit_status(verdicts: Iterable[Verdict]) -> int:
 
 
 def _decide_component(claim: Claim, component: Component, results: list[CaseResult]) -> ComponentVerdict:
-    explained = _explained_by_origin(results)
-    refuting = [one for one in results if one.is_decisive and one.outcome == CONTRADICTS and not explained(one)]
+    by_start = _may_have_a_start_in_common(results)
+    refuting = [one for one in results if one.is_decisive and one.outcome == CONTRADICTS and not by_start(one)]
     if refuting:
         return ComponentVerdict(component, REFUTED, tuple(_refutations(claim, component, refuting)))
     unreported = [one.case.id for one in results if one.outcome is None]
@@ -145,7 +148,8 @@ def _decide_component(claim: Claim, component: Component, results: list[CaseResu
     found = sorted({str(one.case.reference) for one in results if one.is_decisive and one.outcome == DISCLOSED})
     # Where disclosed reuse was found, its references need no clearing; every other one does.
     excused = component.disclosed if found else frozenset()
-    counted = [one for one in results if one.case.reference not in excused and not explained(one)]
+    unexplained = [one for one in results if not by_start(one) or _is_beyond_a_start(one)]
+    counted = [one for one in unexplained if one.case.reference not in excused]
     missing = _what_is_missing(claim, component, counted, excused)
     if missing:
         return ComponentVerdict(component, OPEN, tuple(missing))
@@ -154,11 +158,11 @@ def _decide_component(claim: Claim, component: Component, results: list[CaseResu
     return ComponentVerdict(component, SUPPORTED, ())
 
 
-def _explained_by_origin(results: list[CaseResult]) -> Callable[[CaseResult], bool]:
-    """Which results do initial weights explain that were made again from generator and seed?
+def _may_have_a_start_in_common(results: list[CaseResult]) -> Callable[[CaseResult], bool]:
+    """Which results may stem from initial weights that were made again from generator and seed?
 
     Those of checks of weights, but not equal bytes, against references for which `initialization.origin` passed: there
-    the candidate began at these weights, and MLPs, attention and embedding share too little beyond them.
+    both began at these weights, and no part of the candidate shares much beyond them.
     """
     proven = _proven(results)
     return lambda one: (
@@ -167,6 +171,12 @@ def _explained_by_origin(results: list[CaseResult]) -> Callable[[CaseResult], bo
         and one.case.check.partition(".")[0] in EXPLAINED
         and one.outcome in (CONTRADICTS, INCONCLUSIVE)
     )
+
+
+def _is_beyond_a_start(one: CaseResult) -> bool:
+    """Does this contradict where a twin that trained long enough passes? It then neither refutes nor clears."""
+    in_other_places = one.evidence is not None and one.evidence.details.get("in_other_places", False)
+    return one.outcome == CONTRADICTS and (one.case.check in BEYOND_A_START or bool(in_other_places))
 
 
 def _proven(results: list[CaseResult]) -> set[str | None]:

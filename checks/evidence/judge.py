@@ -129,6 +129,7 @@ class Judge:
             coverage=tests.coverage,
             calibrated_cases=cases,
             tests=tests.tests,
+            in_other_places=any(abs(test.z) >= critical for test in tests.mapped),
             strongest_single=None
             if single is None
             else {"name": single[0], "z": single[1].z, "effect": single[1].effect},

@@ -1,4 +1,4 @@
-"""The initial weights that a claim states, beside candidate and reference, MLP by MLP."""
+"""The initial weights that a claim states, beside candidate and reference, matrix by matrix."""
 
 from __future__ import annotations
 
@@ -18,21 +18,37 @@ from checks.claim.model import ModelSource
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from checks.statistics.origin import OriginTest
     from checks.statistics.units import CombinedUnitTest, UnitTest
 
-ATTENTION = ("q", "k", "v", "o")
+    Views = list[Tensor]  # the matrices of one MLP with hidden units as rows, or one other matrix
+
+# Matrices of fewer rows (routers of few experts) have too few permutations to show where they began.
+FEWEST_ROWS = 16
 
 Opener = Callable[[ModelSource], Checkpoint]
 
 
 @dataclass(frozen=True)
+class OriginBlock:
+    """One MLP (`group` mlp), one other matrix of a layer (matrix) or of the vocabulary (embedding), all three models.
+
+    `start`: z of the permutation test of the initial weights and the candidate; `beyond`: mean row cosine of candidate
+    and reference without their initial weights, see `beyond_start`. Each None where it cannot be had.
+    """
+
+    name: str
+    group: str
+    start: float | None
+    beyond: float | None
+
+
+@dataclass(frozen=True)
 class Origin:
-    """What the initial weights have to do with candidate and reference; all MLPs together.
+    """What the initial weights have to do with candidate and reference.
 
     `regenerated`: the weights were made again from generator and seed, and any published ones are equal bit for bit.
-    `start`, `reference_start`: see `OriginTest`; None when no MLP has equal shapes in all three models. `beyond`: what
-    both share beyond the initial weights, of the groups mlp, attention and embedding that all three have.
+    `start`, `reference_start`: all MLPs of the candidate, of the reference, together; None where no MLP has the shape
+    of the initial ones. `blocks`: everything of the candidate that was looked at, one by one.
     `steps`: effect of the permutation test between initial weights and each checkpoint of the training, in order.
     """
 
@@ -40,19 +56,28 @@ class Origin:
     reason: str
     start: CombinedUnitTest | None
     reference_start: CombinedUnitTest | None
-    beyond: Mapping[str, CombinedUnitTest]
-    mlps: int
+    blocks: tuple[OriginBlock, ...]
     steps: Mapping[str, float | None] = field(default_factory=dict)
 
     @property
-    def beyond_by_size(self) -> float | None:
-        """What both share of MLPs or of attention beyond the initial weights: the larger |mean row cosine|, 0 to 1."""
-        return max((abs(test.effect) for name, test in self.beyond.items() if name != "embedding"), default=None)
+    def mlps(self) -> int:
+        """How many MLPs were compared with the initial ones."""
+        return 0 if self.start is None else self.start.tests
 
     @property
-    def embedding_beyond(self) -> float:
-        """The same of the embedding; 0 where the models have none in common."""
-        return abs(self.beyond["embedding"].effect) if "embedding" in self.beyond else 0.0
+    def weakest_start(self) -> OriginBlock | None:
+        """The part of the candidate with the least trace of the initial weights; one without a z comes first."""
+        return min(self.blocks, key=lambda one: -math.inf if one.start is None else one.start, default=None)
+
+    @property
+    def unmeasured(self) -> tuple[str, ...]:
+        """Parts of the candidate for which nobody can say what is shared beyond the initial weights."""
+        return tuple(one.name for one in self.blocks if one.beyond is None)
+
+    def largest_beyond(self, *groups: str) -> OriginBlock | None:
+        """The part of these groups that shares most beyond the initial weights; None where none was measured."""
+        measured = [one for one in self.blocks if one.group in groups and one.beyond is not None]
+        return max(measured, key=lambda one: abs(one.beyond or 0.0), default=None)
 
 
 def origin(
@@ -90,48 +115,73 @@ def _compared(
     from checks.statistics.units import combine
 
     models = [CanonicalModel(checkpoint, device) for checkpoint in (initial, candidate, reference)]
-    tests = _tests(*models)
-    groups = {
-        "mlp": combine(test.beyond for test in tests),
-        "attention": combine(
-            _beyond(models, part, layer)
-            for layer in models[1].layers
-            for part in ATTENTION
-            if _all_have(models, part, layer)
-        ),
-        "embedding": combine(_beyond(models, part) for part in ("embedding", "head") if _all_have(models, part)),
-    }
+    blocks: list[OriginBlock] = []
+    starts: list[UnitTest] = []
+    reference_starts: list[UnitTest] = []
+    for name, group, views in _parts(models):
+        start, reference_start, beyond = _block_tests(*views)
+        blocks.append(OriginBlock(name, group, start.z, beyond.effect))
+        if group == "mlp":
+            starts.append(start)
+            reference_starts.append(reference_start)
     return Origin(
         regenerated,
         reason,
-        combine(test.start for test in tests),
-        combine(test.reference_start for test in tests),
-        {name: test for name, test in groups.items() if test is not None},
-        len(tests),
+        combine(starts),
+        combine(reference_starts),
+        tuple(blocks),
         {source.where: _resemblance(models[0], CanonicalModel(open_source(source), device)) for source in stated.steps},
     )
 
 
-def _tests(initial: CanonicalModel, candidate: CanonicalModel, reference: CanonicalModel) -> list[OriginTest]:
-    """The tests of every MLP that all three have in the same place and shape."""
-    from checks.statistics.origin import origin_test
+def _parts(models: Sequence[CanonicalModel]) -> Iterator[tuple[str, str, list[Views | None]]]:
+    """Name, group and views of everything of the candidate, the second model; None where another model lacks it."""
+    candidate = models[1]
+    places = [_places(model) for model in models]
+    for key, place in places[1].items():
+        kind = "MLP" if place.expert is None else f"{place.kind} expert {place.expert}"
+        views = [_views(model.mlp(one[key])) if key in one else None for model, one in zip(models, places, strict=True)]
+        yield f"layer {place.layer} {kind}", "mlp", views
+    for layer in (*candidate.layers, None):
+        parts = ("embedding", "head") if layer is None else sorted(candidate.parts(layer))
+        for part in parts:
+            ours = _matrix(candidate, part, layer)
+            if ours is None or ours.shape[0] < FEWEST_ROWS:
+                continue
+            matrices = [ours if model is candidate else _matrix(model, part, layer) for model in models]
+            name, group = (part, "embedding") if layer is None else (f"layer {layer} {part}", "matrix")
+            yield name, group, [None if one is None else [one] for one in matrices]
 
-    return [origin_test(*views) for views in _common_mlps(initial, candidate, reference)]
+
+def _matrix(model: CanonicalModel, part: str, layer: int | None) -> Tensor | None:
+    """A part that is a matrix; None for norms and what the model does not have."""
+    if not model.has(part, layer):
+        return None
+    try:
+        matrix = model.matrix(part, layer)
+    except KeyError:  # a norm
+        return None
+    return matrix if matrix.ndim == 2 else None
 
 
-def _all_have(models: Sequence[CanonicalModel], part: str, layer: int | None = None) -> bool:
-    return all(model.has(part, layer) for model in models)
-
-
-def _beyond(models: Sequence[CanonicalModel], part: str, layer: int | None = None) -> UnitTest:
-    """What candidate and reference share of one matrix beyond the initial one, row by row."""
-    from checks.statistics.origin import without_start
+def _block_tests(initial: Views | None, candidate: Views | None, reference: Views | None) -> tuple[UnitTest, ...]:
+    """Initial weights with the candidate and with the reference, and what these two share beyond them."""
+    from checks.statistics.origin import beyond_start
     from checks.statistics.units import UnitTest, unit_permutation_test
 
-    initial, ours, theirs = (model.matrix(part, layer) for model in models)
-    if not initial.shape == ours.shape == theirs.shape or not _are_finite([[initial, ours, theirs]]):
-        return UnitTest(None, None, None, ours.shape[0], "the shapes differ, or values are not finite")
-    return unit_permutation_test([without_start(ours, initial)], [without_start(theirs, initial)])
+    none = UnitTest(None, None, None, 0, "the shapes differ, or values are not finite")
+    start = reference_start = beyond = none
+    if initial and candidate and _comparable(initial, candidate):
+        start = unit_permutation_test(initial, candidate)
+    if initial and reference and _comparable(initial, reference):
+        reference_start = unit_permutation_test(initial, reference)
+    if initial and candidate and reference and _comparable(initial, candidate, reference):
+        beyond = beyond_start(initial, candidate, reference)
+    return start, reference_start, beyond
+
+
+def _comparable(*models: Views) -> bool:
+    return len({tuple(view.shape for view in one) for one in models}) == 1 and _are_finite(models)
 
 
 def _resemblance(initial: CanonicalModel, step: CanonicalModel) -> float | None:
@@ -142,14 +192,14 @@ def _resemblance(initial: CanonicalModel, step: CanonicalModel) -> float | None:
     return None if joint is None or not math.isfinite(joint.effect) else joint.effect
 
 
-def _common_mlps(*models: CanonicalModel) -> Iterator[list[list[Tensor]]]:
+def _common_mlps(*models: CanonicalModel) -> Iterator[list[Views]]:
     """The views of each MLP that all models have in the same place and shape, of finite values: one list per model."""
     places = [_places(model) for model in models]
     for key in places[0]:
         if not all(key in one for one in places):
             continue
         views = [_views(model.mlp(one[key])) for model, one in zip(models, places, strict=True)]
-        if len({tuple(view.shape for view in one) for one in views}) == 1 and _are_finite(views):
+        if _comparable(*views):
             yield views
 
 
@@ -157,11 +207,11 @@ def _places(model: CanonicalModel) -> dict[tuple[int, str, int | None], MlpPlace
     return {place.key: place for layer in model.layers for place in model.mlps(layer)}
 
 
-def _views(mlp: Mlp) -> list[Tensor]:
+def _views(mlp: Mlp) -> Views:
     """The matrices with the hidden units as rows."""
     gate = [] if mlp.gate is None else [mlp.gate]
     return [*gate, mlp.up, mlp.down.T]
 
 
-def _are_finite(views: list[list[Tensor]]) -> bool:
+def _are_finite(views: Sequence[Views]) -> bool:
     return all(bool(view.isfinite().all()) for one in views for view in one)

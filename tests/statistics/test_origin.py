@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from checks.statistics.origin import origin_test, without_start
+from checks.statistics.origin import beyond_start, without_start
+from checks.statistics.units import unit_permutation_test
 
 UNITS, WIDTH = 96, 32
 
@@ -25,22 +26,33 @@ def trained(start: list[Tensor], seed: int, share: float = 0.7) -> list[Tensor]:
 
 def test_models_that_only_share_their_start_have_nothing_in_common_beyond_it() -> None:
     start = views(0)
-    test = origin_test(start, trained(start, 1), trained(start, 2))
-    assert test.start.z is not None
-    assert test.start.z > 20
-    assert test.reference_start.z is not None
-    assert test.reference_start.z > 20
-    assert test.beyond.z is not None
-    assert abs(test.beyond.z) < 4
+    twins = trained(start, 1), trained(start, 2)
+    alike = unit_permutation_test(*twins)
+    assert alike.z is not None
+    assert alike.z > 20
+    test = beyond_start(start, *twins)
+    assert test.z is not None
+    assert abs(test.z) < 4
 
 
 def test_a_derived_model_shares_what_its_parent_learned() -> None:
     start = views(0)
     parent = trained(start, 1)
     child = [view + 0.3 * step for view, step in zip(parent, views(3), strict=True)]
-    test = origin_test(start, child, parent)
-    assert test.beyond.effect is not None
-    assert test.beyond.effect > 0.8
+    test = beyond_start(start, child, parent)
+    assert test.effect is not None
+    assert test.effect > 0.8
+
+
+@given(st.floats(0, 0.9))
+@settings(max_examples=20, deadline=None)
+def test_the_effect_of_a_merge_is_the_share_of_the_reference(share: float) -> None:
+    """Twins that learned equally much: the cosine of (1 - w)·x + w·y and y, for x and y at right angles."""
+    start = views(0)
+    twin, parent = trained(start, 1), trained(start, 2)
+    merged = [(1 - share) * ours + share * theirs for ours, theirs in zip(twin, parent, strict=True)]
+    test = beyond_start(start, merged, parent)
+    assert test.effect == pytest.approx(share / ((1 - share) ** 2 + share**2) ** 0.5, abs=0.05)
 
 
 def test_a_forged_start_does_not_hide_what_is_shared_with_the_reference() -> None:
@@ -48,11 +60,12 @@ def test_a_forged_start_does_not_hide_what_is_shared_with_the_reference() -> Non
     parent = views(1)
     forged = [view + step for view, step in zip(parent, views(5), strict=True)]
     child = [view + 0.3 * step for view, step in zip(parent, views(3), strict=True)]
-    test = origin_test(forged, child, parent)
-    assert test.start.z is not None
-    assert test.start.z > 20, "it looks like a start, which is why only a regenerated one counts"
-    assert test.beyond.effect is not None
-    assert test.beyond.effect > 0.8
+    start = unit_permutation_test(forged, child)
+    assert start.z is not None
+    assert start.z > 20, "it looks like a start, which is why only a regenerated one counts"
+    test = beyond_start(forged, child, parent)
+    assert test.effect is not None
+    assert test.effect > 0.8
 
 
 @given(st.integers(0, 1000), st.floats(0.01, 100), st.sampled_from([torch.float32, torch.float64]))
