@@ -5,8 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from checks.checkpoint.model import Model
     from checks.evidence.judge import Judge
     from checks.pair.pair import Pair
+
+
+def require_text_decoder(model: Model, judge: Judge, what: str) -> None:
+    """Not applicable to a component beside the text decoder, as a vision encoder or a projector."""
+    if model.component not in (None, "text", "model"):
+        judge.not_applicable(f"{what} is judged with the text decoder")
 
 
 def have_layers(pair: Pair) -> bool:

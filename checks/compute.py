@@ -6,13 +6,15 @@ nothing about where the weights came from. An impossible one says that the state
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from checks.applicable import require_text_decoder
 from checks.catalog.accelerators import Accelerator, accelerator_called, precisions_in, published_utilisations
-from checks.evidence.decisions import Decision, decide_by_bands
+from checks.evidence.decisions import decide_by_bands
 from checks.evidence.record import SUPPORTS
 from checks.statistics.compute import (
+    SECONDS_PER_HOUR,
     accelerator_hours,
     attention_flops,
     mean_context,
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
     from checks.pair.candidate import Candidate
 
 NOT_PROOF = "feasible, which is not proof: a continued training takes the same arithmetic"
-SECONDS_PER_HOUR = 3600
 
 
 @dataclass(frozen=True)
@@ -51,16 +52,18 @@ def flops(candidate: Candidate, judge: Judge) -> None:
     peak of the fastest stated precision; of several stated token counts or times the largest result. A share of 1.
     Documented: tutorial-qa.md, Q1, "Compute 추정"; bounds of this suite: published utilisations (accelerators.yaml).
     Known false positives: a rounded or partial token count, hours of one phase only. Conflicting figures are all shown.
+    Attention is not counted, and the reason says so, where nobody states the sequence length: it adds to the result.
     Blind to: where the weights came from. Days derived from a throughput only test that throughput.
     """
     stated = _Statement(candidate, judge)
-    active, tokens, hours, accelerator = stated.active(), stated.tokens(), stated.hours(), stated.accelerator()
+    active, tokens, accelerator = stated.active(), stated.tokens(), stated.accelerator()
+    hours = {count: stated.hours(count) for count in tokens}
     missing = [
         name
         for name, found in (
             ("active parameters", active),
             ("tokens", tokens),
-            ("accelerator count and days, or hours", hours),
+            ("accelerator count and days, or hours", any(hours.values()) or (not tokens and stated.stated_hours())),
             ("a known accelerator", accelerator),
         )
         if not found
@@ -73,7 +76,7 @@ def flops(candidate: Candidate, judge: Judge) -> None:
     for count in tokens:
         operations = parameter_flops(active.value, count.value)
         attention = stated.attention(count.value)
-        for time in hours:
+        for time in hours[count]:
             shares = {
                 one: utilisation(operations + (attention or 0.0), time.value, accelerator.peaks[one])
                 for one in precisions
@@ -89,8 +92,16 @@ def flops(candidate: Candidate, judge: Judge) -> None:
             )
     value = max(row["utilisation"][fastest] for row in rows)
     decision = judge.decide(lambda limits: decide_by_bands(limits, value))
-    if decision.outcome == SUPPORTS:
-        decision = Decision(SUPPORTS, f"{value:.1%} of the {fastest} peak: {NOT_PROOF}", decision.powered)
+    text = _told(
+        [
+            (row["tokens"]["value"], row["accelerator_hours"]["value"], f"{row['utilisation'][fastest]:.1%}")
+            for row in rows
+        ]
+    )
+    without = ", attention not counted (needs the sequence length and the architecture)"
+    without = "" if rows[0]["attention_flops"] else without
+    reason = NOT_PROOF if decision.outcome == SUPPORTS else decision.reason
+    decision = replace(decision, reason=f"{text} of the {fastest} peak{without}: {reason}")
     judge.finish(
         decision,
         value,
@@ -124,9 +135,9 @@ def tokens(candidate: Candidate, judge: Judge) -> None:
         judge.not_applicable("the claim states no active parameters or no tokens", **stated.record())
     value = max(share_of_compute_optimal(count.value, active.value) for count in counts)
     decision = judge.decide(lambda limits: decide_by_bands(limits, value))
-    fewest = min(tokens_per_parameter(count.value, active.value) for count in counts)
-    if decision.outcome == SUPPORTS:
-        decision = Decision(SUPPORTS, f"{fewest:,.0f} tokens per active parameter: {NOT_PROOF}", decision.powered)
+    text = _told([(one.value, 0.0, f"{tokens_per_parameter(one.value, active.value):,.0f}") for one in counts])
+    reason = NOT_PROOF if decision.outcome == SUPPORTS else decision.reason
+    decision = replace(decision, reason=f"{text} tokens per active parameter: {reason}")
     total = stated.total()
     judge.finish(
         decision,
@@ -153,8 +164,7 @@ class _Statement:
     """The figures of the claim, and of the catalogue where the claim is silent or another source says otherwise."""
 
     def __init__(self, candidate: Candidate, judge: Judge) -> None:
-        if candidate.component not in (None, "text", "model"):
-            judge.not_applicable("compute is stated for the whole model, and judged with its text decoder")
+        require_text_decoder(candidate, judge, "the compute of the whole model")
         self.candidate = candidate
         self.claim = candidate.training
         entry = candidate.catalog_entry
@@ -176,23 +186,23 @@ class _Statement:
         found = [*([claimed] if claimed else []), *self._all(self.catalogued.get("tokens"))]
         return _distinct(found)
 
-    def hours(self) -> list[Stated]:
-        """Every stated accelerator time: hours as published, or accelerators times days."""
+    def hours(self, tokens: Stated) -> list[Stated]:
+        """Every stated accelerator time: hours as published, accelerators times days, or these tokens' at a rate."""
+        rate = self._first(self.catalogued.get("tokens_per_second_per_accelerator"))
+        found = self.stated_hours()
+        if not found and rate:
+            source = f"{tokens.value:g} tokens at {rate.value:g} a second each"
+            found = [Stated(tokens.value / rate.value / SECONDS_PER_HOUR, source)]
+        return found
+
+    def stated_hours(self) -> list[Stated]:
+        """The accelerator times that do not depend on a count of tokens."""
         found = self._all(self.catalogued.get("accelerator_hours"))
         count = _claimed(self.claim.accelerator_count) or self._first(self.catalogued.get("accelerator_count"))
         days = _claimed(self.claim.days) or self._first(self.catalogued.get("days"))
         if count and days:
             source = f"{count.value:g} accelerators ({count.source}) for {days.value:g} days ({days.source})"
             found.append(Stated(accelerator_hours(count.value, days.value), source))
-        if not found and count:
-            rate = self._first(self.catalogued.get("tokens_per_second_per_accelerator"))
-            found = [
-                Stated(
-                    one.value / rate.value / SECONDS_PER_HOUR, f"{one.value:g} tokens at {rate.value:g} a second each"
-                )
-                for one in self.tokens()
-                if rate
-            ]
         return _distinct(found)
 
     def accelerator(self) -> Accelerator | None:
@@ -202,9 +212,14 @@ class _Statement:
         return accelerator_called(name) if name else None
 
     def precisions(self, accelerator: Accelerator) -> tuple[str, ...]:
-        """The stated precisions of training; all that the accelerator has from 8 bits on where none is stated."""
+        """The stated precisions of training; all that the accelerator has from 8 bits on where none is stated.
+
+        A training in fp32 may have its matrix products in tf32, which frameworks switch on.
+        """
         figure = self.catalogued.get("precision")
         stated = precisions_in(" ".join(filter(None, [self.claim.precision, str(figure.value) if figure else None])))
+        if "fp32" in stated and "tf32" not in stated:
+            stated = (*stated, "tf32")
         return tuple(one for one in stated if one in accelerator.peaks) or tuple(
             one for one in accelerator.peaks if one != "fp4"
         )
@@ -259,6 +274,16 @@ class _Statement:
             return Stated(float(getattr(count(architecture), which)), "counted from the configuration")
         except UncountableError:
             return None
+
+
+def _told(readings: list[tuple[float, float, str]]) -> str:
+    """The results of (tokens, hours, result): one, or each with those of its figures in which they differ."""
+    differ = [len({reading[index] for reading in readings}) > 1 for index in (0, 1)]
+    told = []
+    for tokens, hours, result in readings:
+        figures = [f"{tokens:.4g} tokens"] * differ[0] + [f"{hours:,.0f} accelerator hours"] * differ[1]
+        told.append(f"{result} ({' in '.join(figures)})" if figures else result)
+    return " or ".join(dict.fromkeys(told))
 
 
 def _claimed(value: float | None) -> Stated | None:

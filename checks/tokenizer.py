@@ -6,8 +6,10 @@ begin here; a model trained from scratch may take one as well, so that only the 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from checks.applicable import require_text_decoder
 from checks.checkpoint.errors import CheckpointUnavailable
 from checks.escalation import weigh_pair
 from checks.evidence.decisions import Decision, decide_by_bands
@@ -27,6 +29,13 @@ FEWEST_CUT_WORDS = 50
 
 # Digits are cut one by one or in groups by convention, which many unrelated tokenizers share: recorded, never counted.
 CONVENTIONAL_PARTS = ("digits",)
+
+# What unrelated public tokenizers share, measured (docs/tokenizers.md): the share of the reference's tokens that the
+# candidate has, by how many times as large the candidate's vocabulary is (from which ratio on).
+UNRELATED = ((1.5, 0.57, 0.92), (1 / 1.5, 0.34, 0.74), (0.0, 0.17, 0.44))
+
+# From this measured value on a public base that both sides contain is named, whatever the outcome.
+NAMES_BASES_FROM = 0.5
 
 # Special tokens that unrelated models share: the names of the original papers and libraries, and of ChatML and FIM.
 COMMON_SPECIAL = frozenset(
@@ -48,12 +57,13 @@ def vocabulary(pair: Pair, judge: Judge) -> None:
     Statistic: |candidate ∩ reference| / |reference| over normalised tokens, 0 to 1: the direction that the documents
     define. The other direction and the Jaccard index are in the record; a reference's vocabulary cut down shows in the
     other direction, and then the case does not support.
+    The level of unrelated tokenizers of such sizes stands beside the value.
     Documented: tutorial-qa.md, Q2, "Vocabulary 중복률 기준"; Q1.
     Known false positives: a common public base (cl100k_base inside Llama-3 and Qwen), named when it is known.
     Blind to: a tokenizer that was exchanged after the weights were taken.
     Where a tokenizer's files cannot be had and the catalogue knows its kind or size, the record says what it knows.
     """
-    from checks.statistics.vocabulary import numbering, overlap
+    from checks.statistics.vocabulary import numbering, overlap, rank_agreement
 
     try:
         ours, theirs = _vocabularies(pair, judge)
@@ -61,9 +71,11 @@ def vocabulary(pair: Pair, judge: Judge) -> None:
         _say_what_is_known(pair, judge, error)
         raise
     found = overlap(ours.ids().keys(), theirs.ids().keys())
-    numbers = numbering(ours.numbered(), theirs.numbered())
+    order_kept = rank_agreement(ours.rank_of(), theirs.rank_of()).order_kept
+    numbers = numbering(ours.numbered(), theirs.numbered(), order_kept)
     value = found.of_reference
     assert value is not None  # a vocabulary has tokens
+    low, high = next((low, high) for ratio, low, high in UNRELATED if found.candidate >= ratio * found.reference)
     decision = judge.decide(lambda limits: decide_by_bands(limits, value))
     if min(found.candidate, found.reference) < FEWEST_TOKENS:
         decision = Decision(
@@ -82,7 +94,8 @@ def vocabulary(pair: Pair, judge: Judge) -> None:
         judge,
         decision,
         value,
-        f"{value:.1%} of the reference's tokens are the candidate's",
+        f"{value:.1%} of the reference's tokens are the candidate's (between unrelated vocabularies of such sizes "
+        f"{low:.0%} to {high:.0%})",
         ours,
         theirs,
         of_candidate=found.of_candidate,
@@ -94,6 +107,12 @@ def vocabulary(pair: Pair, judge: Judge) -> None:
         commonest_shift={"ids": numbers.shift, "share": numbers.shifted},
         equal_prefix=numbers.prefix,
         numbering=numbers.pattern,
+        order_kept=order_kept,
+        unrelated={
+            "share_of_the_reference": [low, high],
+            "of": "unrelated public tokenizers whose sizes stand to each other as these",
+            "source": "docs/tokenizers.md",
+        },
     )
 
 
@@ -107,7 +126,7 @@ def ranks(pair: Pair, judge: Judge) -> None:
     the record; it is 0.4 to 0.8 between unrelated ones, since frequent tokens come first in all.
     Documented: tutorial-qa.md, Q2, "Merge Rules 비교": equal merges are the same tokenizer.
     Known false positives: a common public base (0.90 between Llama-3 and Qwen).
-    Blind to: files without merges whose ids were assigned anew (vocab.json alone).
+    Blind to: BPE vocabularies without their merges (vocab.json alone), which have no ranks.
     """
     from checks.statistics.vocabulary import rank_agreement
 
@@ -121,7 +140,8 @@ def ranks(pair: Pair, judge: Judge) -> None:
     }
     if found.order_kept is None or found.common < FEWEST_RANKED:
         judge.inconclusive(
-            f"no power: {found.common} common tokens have a rank; {FEWEST_RANKED} are needed",
+            f"no power: {found.common} common tokens have a rank; {FEWEST_RANKED} are needed"
+            f"{_without_merges(ours, theirs)}",
             read=_read(pair, ours, theirs),
             **details,
         )
@@ -181,7 +201,9 @@ def segmentation(pair: Pair, judge: Judge) -> None:
     ours, theirs = _vocabularies(pair, judge)
     if not can_segment(ours) or not can_segment(theirs):
         judge.not_applicable(
-            f"the tokenizers are {ours.kind} and {theirs.kind}; only BPE is cut here", read=_read(pair, ours, theirs)
+            f"the tokenizers are {ours.kind} and {theirs.kind}; only BPE with its merges is cut here"
+            f"{_without_merges(ours, theirs)}",
+            read=_read(pair, ours, theirs),
         )
     found = {part: segmentation_agreement(*learnt_words(text, ours, theirs)) for part, text in fixed_text().items()}
     details: dict[str, Any] = {
@@ -208,12 +230,19 @@ def segmentation(pair: Pair, judge: Judge) -> None:
 def _vocabularies(pair: Pair, judge: Judge) -> tuple[Vocabulary, Vocabulary]:
     from checks.tokens import vocabulary_of
 
+    require_text_decoder(pair.candidate, judge, "a tokenizer")
     ours, theirs = vocabulary_of(pair.candidate), vocabulary_of(pair.reference)
     if ours is None:
         judge.not_applicable(f"{pair.candidate.name} has no tokenizer file that is read")
     if theirs is None:
         judge.not_applicable(f"{pair.reference.name} has no tokenizer file that is read")
     return ours, theirs
+
+
+def _without_merges(ours: Vocabulary, theirs: Vocabulary) -> str:
+    """Whose merges are not at hand, for a reason; empty where that is not so."""
+    without = [side for side, found in (("candidate", ours), ("reference", theirs)) if found.ranks_from == "none"]
+    return f"; without merges: the {' and the '.join(without)}'s vocabulary" if without else ""
 
 
 def _say_what_is_known(pair: Pair, judge: Judge, error: CheckpointUnavailable) -> None:
@@ -243,19 +272,22 @@ def _finish(
     theirs: Vocabulary,
     **details: Any,
 ) -> None:
-    """Record the decision; a match is decided by the weights of the reference."""
+    """Record the decision; a match is decided by the weights of the reference. Names a public base of both."""
     from checks.tokens.bases import bases_inside
 
     inside = {"candidate": bases_inside(ours), "reference": bases_inside(theirs)}
     shared = sorted(inside["candidate"].keys() & inside["reference"].keys())
     details["public_bases"] = inside
+    details["shared_public_bases"] = shared
+    base = f" (both contain the public {', '.join(shared)})" if shared and value >= NAMES_BASES_FROM else ""
     if decision.outcome == CONTRADICTS:
         opinion = weigh_pair(pair, judge)
-        base = f" (both contain the public {', '.join(shared)})" if shared else ""
         decision = Decision(opinion.outcome, f"{measured}{base}; {opinion.reason}", opinion.powered)
         details["weights"] = opinion.details
     elif decision.outcome == SUPPORTS:
-        decision = Decision(SUPPORTS, measured, decision.powered)
+        decision = Decision(SUPPORTS, f"{measured}{base}", decision.powered)
+    elif base:
+        decision = replace(decision, reason=f"{decision.reason}{base}")
     judge.finish(decision, value, read=_read(pair, ours, theirs), **details)
 
 

@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from checks.applicable import require_text_decoder
 from checks.evidence.decisions import Decision, decide_by_bands
 from checks.evidence.record import CONTRADICTS, INCONCLUSIVE, SUPPORTS
 
@@ -38,7 +39,8 @@ def initial_loss(candidate: Candidate, judge: Judge) -> None:
     can reach contradicts (warm-up and averages over a few steps do not matter there); a later first record only
     supports.
     Documented: tutorial-qa.md, Q1 (training logs: reliability very high); bounds of this suite.
-    Known false positives: losses in other units than nats a token.
+    Known false positives: losses in other units than nats a token. A step that the tracker counted by itself never
+    contradicts.
     Blind to: a log that was made up; a base whose embedding or head was made anew, which begins near ln V too.
     """
     log = _log(candidate, judge)
@@ -56,6 +58,12 @@ def initial_loss(candidate: Candidate, judge: Judge) -> None:
     decision = judge.decide(lambda limits: decide_by_bands(limits, value))
     if 1 - value > LARGEST_LOSS:
         decision = Decision(INCONCLUSIVE, f"{described}: no mean in nats a token")
+    elif decision.outcome == CONTRADICTS and log.counts_calls:
+        decision = Decision(
+            INCONCLUSIVE,
+            f"no power: {described}, but the only step is Weights & Biases' own, which may count calls of its log; "
+            "export the training code's own step as well",
+        )
     elif decision.outcome == CONTRADICTS and step > FIRST_STEP:
         late = step > EARLY_STEP or value < BELOW_TOKEN_FREQUENCIES
         decision = Decision(INCONCLUSIVE, f"no power: {described}; it may have fallen by then") if late else decision
@@ -124,11 +132,14 @@ def tokens(candidate: Candidate, judge: Judge) -> None:
     """Is the log as long as the claim says?
 
     Null hypothesis: it is.
-    Statistic: |logged - claimed| / claimed tokens at the end of the log.
+    Statistic: |logged - claimed| / claimed tokens at the end of the log. It contradicts only where the column counts
+    all tokens from the beginning of the run on; tokens of each step and a log of a later phase leave it open.
     Documented: tutorial-qa.md, Q1 (training logs); bounds of this suite.
-    Known false positives: a log of one phase; tokens counted with or without padding.
+    Known false positives: a log of the first phase alone; tokens counted with or without padding.
     Blind to: a log that was made up.
     """
+    from checks.statistics.log import not_all_tokens
+
     log = _log(candidate, judge)
     claimed = candidate.training.tokens
     logged = [(step, count) for step, count in log.of("tokens") if math.isfinite(count)]
@@ -139,6 +150,9 @@ def tokens(candidate: Candidate, judge: Judge) -> None:
     value = abs(count - claimed) / claimed
     decision = judge.decide(lambda limits: decide_by_bands(limits, value))
     text = f"{count:.4g} tokens at step {step}, and {claimed:.4g} claimed"
+    unlike = not_all_tokens(logged)
+    if decision.outcome == CONTRADICTS and unlike:
+        decision = Decision(INCONCLUSIVE, f"no power: {unlike}")
     judge.finish(
         Decision(decision.outcome, f"{text}: {decision.reason}", decision.powered),
         value,
@@ -146,6 +160,7 @@ def tokens(candidate: Candidate, judge: Judge) -> None:
         logged=count,
         claimed=claimed,
         step=step,
+        counts_all_tokens=unlike is None,
     )
 
 
@@ -153,8 +168,7 @@ def _log(candidate: Candidate, judge: Judge) -> TrainingLog:
     """The claim's log. Not applicable without one; raises CheckpointUnavailable when it cannot be read."""
     from checks.logs import read_log
 
-    if candidate.component not in (None, "text", "model"):
-        judge.not_applicable("the training log is judged with the text decoder")
+    require_text_decoder(candidate, judge, "the training log")
     log = candidate.training.log
     if log is None:
         judge.not_applicable("the claim names no training log")

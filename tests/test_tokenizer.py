@@ -222,6 +222,60 @@ def test_a_common_public_base_is_named(
     assert "both contain the public a_public_base" in evidence.reason
 
 
+@pytest.mark.parametrize("outcome", [SUPPORTS, INCONCLUSIVE])
+def test_a_common_public_base_is_named_where_the_value_decides_nothing(
+    outcome: str, pair_of: Callable[..., Pair], judged: Judged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bases_module, "bases_inside", lambda vocabulary: {"a_public_base": 0.99})
+    theirs = OTHER if outcome == SUPPORTS else changed(ENGLISH, tiny)
+    evidence = judged("tokenizer.vocabulary", pair_of(ENGLISH, theirs, candidate=None, reference=None))
+    assert evidence.outcome == outcome
+    assert evidence.details["shared_public_bases"] == ["a_public_base"]
+    assert ("both contain the public a_public_base" in evidence.reason) is ((evidence.value or 0) >= 0.5)
+    monkeypatch.setattr("checks.tokenizer.NAMES_BASES_FROM", 0.0)
+    again = judged("tokenizer.vocabulary", pair_of(ENGLISH, theirs, candidate=None, reference=None))
+    assert "both contain the public a_public_base" in again.reason
+
+
+def test_the_level_of_unrelated_tokenizers_stands_beside_the_value(
+    pair_of: Callable[..., Pair], judged: Judged
+) -> None:
+    similar = judged("tokenizer.vocabulary", pair_of(ENGLISH, OTHER))
+    assert similar.details["unrelated"]["share_of_the_reference"] == [0.34, 0.74]
+    assert "unrelated vocabularies of such sizes 34% to 74%" in similar.reason
+    smaller = judged("tokenizer.vocabulary", pair_of(changed(ENGLISH, cut_down), OTHER))
+    assert smaller.details["unrelated"]["share_of_the_reference"] == [0.17, 0.44]
+    larger = judged("tokenizer.vocabulary", pair_of(OTHER, changed(ENGLISH, cut_down)))
+    assert larger.details["unrelated"]["share_of_the_reference"] == [0.57, 0.92]
+
+
+def without_merges(document: dict[str, Any]) -> None:
+    document["model"]["merges"] = []
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_vocabulary_without_merges_has_no_power(side: int, pair_of: Callable[..., Pair], judged: Judged) -> None:
+    tokenizers = [ENGLISH, OTHER]
+    tokenizers[side] = changed(tokenizers[side], without_merges)
+    pair = pair_of(*tokenizers, candidate=None, reference=None)
+    ranks, segmentation = judged("tokenizer.ranks", pair), judged("tokenizer.segmentation", pair)
+    assert (ranks.outcome, segmentation.outcome) == (INCONCLUSIVE, NOT_APPLICABLE)
+    for one in (ranks, segmentation):
+        assert f"without merges: the {('candidate', 'reference')[side]}'s" in one.reason
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("component", ["vision", "projector"])
+def test_components_beside_the_text_decoder_are_not_asked(
+    check: str, component: str, examples: Path, judged: Judged
+) -> None:
+    source = ModelSource("model", path=str(examples / "base"))
+    pair = Pair(Model(source, component, ("",)), Model(source, component, ("",)))
+    evidence = judged(f"tokenizer.{check}", pair)
+    assert evidence.outcome == NOT_APPLICABLE
+    assert "text decoder" in evidence.reason
+
+
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("side", [0, 1])
 def test_no_tokenizer_is_not_applicable(check: str, side: int, pair_of: Callable[..., Pair], judged: Judged) -> None:

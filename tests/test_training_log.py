@@ -27,7 +27,7 @@ def rows(examples: Path) -> dict[str, Rows]:
     """The logs of the example trainings, as rows."""
     return {
         name: [json.loads(line) for line in (examples / name / "training_log.jsonl").read_text().splitlines()]
-        for name in ("base", "independent", "derived")
+        for name in ("base", "independent", "derived", "continued")
     }
 
 
@@ -84,13 +84,34 @@ def test_fine_tuned_from_another_model(rows: Logs, candidate_with: Make, judged:
     assert "another training learnt" in (evidence.band or "")
 
 
-def test_continued_from_a_late_step_of_its_own(rows: Logs, candidate_with: Make, judged: Judged) -> None:
-    """The second part of a log alone: open, since what came before is missing and the loss may have fallen by then."""
-    subject = candidate_with(rows["base"][60:])
+def test_a_continued_run_that_counts_on(rows: Logs, candidate_with: Make, judged: Judged) -> None:
+    """Its own part of the log alone: open, since what came before is missing and the loss may have fallen by then."""
+    subject = candidate_with(rows["continued"])
     assert judged("training_log.initial_loss", subject).outcome == INCONCLUSIVE
     evidence = judged("training_log.continuity", subject)
     assert evidence.outcome == INCONCLUSIVE
-    assert "begins at step" in evidence.reason
+    assert "begins at step 1201" in evidence.reason
+
+
+def test_a_continued_run_that_counts_from_one(rows: Logs, candidate_with: Make, judged: Judged) -> None:
+    """Numbered as a run of its own, it begins where no random weights are."""
+    first = rows["continued"][0]
+    renumbered = [
+        {**row, "step": row["step"] - 1200, "tokens": row["tokens"] - 1200 * first["tokens"] // first["step"]}
+        for row in rows["continued"]
+    ]
+    evidence = judged("training_log.initial_loss", candidate_with(renumbered))
+    assert evidence.outcome == CONTRADICTS
+    assert evidence.value == pytest.approx(1 - first["loss"] / math.log(VOCABULARY))
+    assert evidence.value > 0.6
+
+
+def test_a_continued_run_with_what_came_before_is_one_run(rows: Logs, candidate_with: Make, judged: Judged) -> None:
+    """The optimizer began anew at step 1201 and nothing else did: no break, and the beginning is that of the first."""
+    subject = candidate_with(rows["base"] + rows["continued"])
+    assert judged("training_log.initial_loss", subject).outcome == SUPPORTS
+    evidence = judged("training_log.continuity", subject)
+    assert evidence.outcome == SUPPORTS, evidence.reason
 
 
 @pytest.mark.parametrize(("first", "second"), [("base", "derived"), ("derived", "base"), ("independent", "derived")])
@@ -176,6 +197,48 @@ def test_tokens_against_the_claim(
     evidence = judged("training_log.tokens", candidate_with(rows["base"], tokens=claimed))
     assert evidence.outcome == outcome
     assert evidence.details["logged"] == 2457600
+
+
+def test_a_step_that_counts_calls_accuses_nobody(candidate_with: Make, judged: Judged) -> None:
+    """A Hugging Face run in Weights & Biases: the second call came after 500 updates."""
+    log = [{"_step": call, "train/loss": 0.4 * math.log(VOCABULARY)} for call in range(3)]
+    evidence = judged("training_log.initial_loss", candidate_with(log))
+    assert evidence.outcome == INCONCLUSIVE
+    assert "may count calls" in evidence.reason
+    with_step = [{**row, "train/global_step": 500 * (row["_step"] + 1)} for row in log]
+    evidence = judged("training_log.initial_loss", candidate_with(with_step))
+    assert (evidence.outcome, evidence.details["first_step"]) == (INCONCLUSIVE, 500)
+    begins = [{"_step": 0, "train/loss": math.log(VOCABULARY)}]
+    assert judged("training_log.initial_loss", candidate_with(begins)).outcome == SUPPORTS
+
+
+def test_a_log_that_was_written_newest_first(rows: Logs, candidate_with: Make, judged: Judged) -> None:
+    subject = candidate_with(rows["base"][::-1], tokens=2457600)
+    for check in ("initial_loss", "continuity", "tokens"):
+        assert judged(f"training_log.{check}", subject).outcome == SUPPORTS
+
+
+@pytest.mark.parametrize(
+    ("counts", "says"),
+    [
+        ([2048] * 30, "single steps"),
+        ([3e9 + 2048 * step for step in range(30)], "begins at"),
+        ([2048e-9 * step for step in range(30)], "another unit"),
+        ([2048], "one record"),
+    ],
+)
+def test_a_column_that_does_not_count_all_tokens_accuses_nobody(
+    counts: list[float], says: str, candidate_with: Make, judged: Judged
+) -> None:
+    log = [{"step": step + 1, "loss": 3.0, "tokens": count} for step, count in enumerate(counts)]
+    evidence = judged("training_log.tokens", candidate_with(log, tokens=1e12))
+    assert evidence.outcome == INCONCLUSIVE
+    assert says in evidence.reason
+
+
+def test_a_restart_does_not_hide_that_the_log_is_too_short(rows: Logs, candidate_with: Make, judged: Judged) -> None:
+    log = rows["base"][:60] + rows["base"][55:]
+    assert judged("training_log.tokens", candidate_with(log, tokens=1e12)).outcome == CONTRADICTS
 
 
 def test_tokens_that_nobody_counts_are_not_applicable(rows: Logs, candidate_with: Make, judged: Judged) -> None:

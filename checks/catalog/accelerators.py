@@ -13,8 +13,14 @@ from typing import Any
 import yaml
 
 ACCELERATORS_FILE = Path(__file__).with_name("accelerators.yaml")
-PRECISIONS = ("fp4", "fp8", "fp16", "bf16", "tf32")
-ALIASES = {"float8": "fp8", "e4m3": "fp8", "mxfp8": "fp8", "bfloat16": "bf16", "float16": "fp16", "half": "fp16"}
+PRECISIONS = ("fp4", "fp8", "fp16", "bf16", "tf32", "fp32")
+ALIASES = {
+    **{"float8": "fp8", "e4m3": "fp8", "mxfp8": "fp8"},
+    **{"bfloat16": "bf16", "float16": "fp16", "half": "fp16"},
+    **{"float32": "fp32", "single": "fp32"},
+}
+# How many there are is no part of the name: "2,048 Gaudi 3" and "2 x Gaudi 3" are not Gaudi 2.
+COUNT = re.compile(r"(?<![\w.])\d{1,3}(?:[,_']\d{3})+(?!\w)|^\s*\d+\s*(?:[x\u00d7]\s*|\s)")
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,8 @@ def accelerators() -> tuple[Accelerator, ...]:
 
 def accelerator_called(name: str) -> Accelerator | None:
     """The accelerator that a claim means by `name` ("NVIDIA H100 80GB PCIe"); None when it is not known."""
-    written = set(re.findall(r"[a-z0-9]+", name.lower())) | {word.removesuffix("s") for word in name.lower().split()}
+    name = COUNT.sub(" ", name.lower())
+    written = set(re.findall(r"[a-z0-9]+", name)) | {word.removesuffix("s") for word in name.split()}
     fitting = [one for one in accelerators() if one.words <= written]
     return max(fitting, key=lambda one: len(one.words), default=None)
 

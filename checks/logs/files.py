@@ -6,12 +6,13 @@ import csv
 import hashlib
 import io
 import json
+import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from checks.checkpoint.errors import CheckpointUnavailable
-from checks.logs.records import MOST_RECORDS, TrainingLog, UnreadableLog, records_of
+from checks.logs.records import MOST_RECORDS, TrainingLog, UnreadableLog, is_tracker_step, records_of
 from checks.logs.tensorboard import rows_of_events
 
 LARGEST_LOG = 512_000_000  # bytes
@@ -26,11 +27,13 @@ def read_log(path: Path) -> TrainingLog:
     Raises CheckpointUnavailable, naming the file, when there is none or it cannot be read.
     """
     try:
-        files = _files(path)
-        size = sum(one.stat().st_size for one in files)
-        if size > LARGEST_LOG:
-            raise CheckpointUnavailable(f"{path}: a log of {size} bytes; at most {LARGEST_LOG} are read")
-        contents = {one.name: one.read_bytes() for one in files}
+        contents: dict[str, bytes] = {}
+        left = LARGEST_LOG
+        for file in _files(path):
+            contents[file.name] = data = _bytes(file, left + 1)
+            left -= len(data)
+            if left < 0:
+                raise CheckpointUnavailable(f"{path}: a log of more than {LARGEST_LOG} bytes; at most so many are read")
     except OSError as error:
         raise CheckpointUnavailable(
             f"{path}: the training log cannot be read ({error.strerror or error}); correct the claim's training.log"
@@ -51,7 +54,16 @@ def parse_log(contents: Mapping[str, bytes]) -> TrainingLog:
     ((name, data),) = contents.items()
     kind, found = _rows(name, data)
     records, columns = records_of(found)
-    return TrainingLog(kind, records, columns, digest)
+    counts_calls = is_tracker_step(columns["step"], (name for row in found for name in row))
+    return TrainingLog(kind, records, columns, digest, counts_calls=counts_calls)
+
+
+def _bytes(path: Path, largest: int) -> bytes:
+    """At most so many bytes of a regular file: a device has no end, and a pipe may never begin. Raises OSError."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise CheckpointUnavailable(f"{path}: it is no regular file; correct the claim's training.log")
+    with path.open("rb") as file:
+        return file.read(largest)
 
 
 def _files(path: Path) -> list[Path]:

@@ -5,12 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 MOST_RECORDS = 5_000_000
 
 # Names under which public training code logs these, after `normalised`.
-STEP = ("step", "global_step", "trainer_global_step", "iteration", "iter", "update")
+# Weights & Biases' own step comes last: it counts calls of its log where training code hands it no step.
+TRACKER_STEP = "the tracker's own step"
+STEP = (
+    "train_global_step",
+    "trainer_global_step",
+    "step",
+    "global_step",
+    "iteration",
+    "iter",
+    "update",
+    TRACKER_STEP,
+)
 LOSS = (
     "loss",
     "train_loss",
@@ -57,10 +69,11 @@ class LogRecord:
 
 @dataclass(frozen=True)
 class TrainingLog:
-    """A log in the order in which it was written.
+    """A log in the order in which it was written, or the other way round where it was written newest first.
 
     columns: which names of the file were read. sha256: of the file's bytes. unread: bytes at the end that are no whole
-    record, as a run leaves that is still writing or was killed.
+    record, as a run leaves that is still writing or was killed. counts_calls: its steps are those that Weights & Biases
+    counts by itself, which are updates only where training code says so.
     """
 
     format: str
@@ -68,6 +81,7 @@ class TrainingLog:
     columns: Mapping[str, str]
     sha256: str = ""
     unread: int = 0
+    counts_calls: bool = False
 
     def of(self, name: str) -> list[tuple[int, float]]:
         """Step and value of every record that has `name` ("loss", "tokens", "learning_rate")."""
@@ -81,23 +95,37 @@ def normalised(name: str) -> str:
 
 
 def columns_of(names: Iterable[str]) -> dict[str, str]:
-    """Which column is the step, the loss, the tokens, the learning rate: the first known name that there is."""
-    by_name: dict[str, str] = {}
+    """Which column is the step, the loss, the tokens, the learning rate: the first known name that there is.
+
+    Raises UnreadableLog where two columns have that name, as in an export of two runs.
+    """
+    names = [name for name in names if not name.endswith(("__MIN", "__MAX"))]
+    by_name: dict[str, list[str]] = {}
     for name in names:
-        if not name.endswith(("__MIN", "__MAX")):
-            by_name.setdefault(normalised(name), name)
+        by_name.setdefault(TRACKER_STEP if is_tracker_step(name, names) else normalised(name), []).append(name)
     found = {}
     for meaning, known in (("step", STEP), ("loss", LOSS), ("tokens", TOKENS), ("learning_rate", LEARNING_RATE)):
-        column = next((by_name[one] for one in known if one in by_name), None)
-        if column is not None:
-            found[meaning] = column
+        called = next((one for one in known if one in by_name), None)
+        if called is None:
+            continue
+        columns = by_name[called]
+        if len(columns) > 1 and called != TRACKER_STEP:
+            shown = ", ".join(repr(column[:80]) for column in columns[:4])
+            raise UnreadableLog(f"{len(columns)} of its columns are a {meaning} ({shown}); leave one run's in the file")
+        found[meaning] = columns[0]
     return found
+
+
+def is_tracker_step(name: str, names: Iterable[str]) -> bool:
+    """Is this column the step that Weights & Biases counts by itself: `_step`, or `Step` in an export of a chart?"""
+    return name.rsplit(" - ", 1)[-1] == "_step" or (name == "Step" and any(" - " in one for one in names))
 
 
 def records_of(rows: Iterable[Mapping[str, Any]]) -> tuple[tuple[LogRecord, ...], dict[str, str]]:
     """Records of rows of a log, and the columns they were read from. Rows of one step that follow each other are one.
 
-    Raises UnreadableLog when there is no column of steps or none of losses.
+    A log whose steps fall throughout was written newest first, and is turned round. Raises UnreadableLog when there is
+    no column of steps or none of losses, or two.
     """
     rows = [row for row in rows if not any(key in row for key in SUMMARY_KEYS)]
     columns = columns_of(dict.fromkeys(key for row in rows for key in row))
@@ -118,6 +146,8 @@ def records_of(rows: Iterable[Mapping[str, Any]]) -> tuple[tuple[LogRecord, ...]
         records.append(_merged(records, int(step), values))
     if not any(record.loss is not None for record in records):
         raise UnreadableLog("it has no loss at any step")
+    if records[-1].step < records[0].step and all(later.step <= one.step for one, later in pairwise(records)):
+        records.reverse()
     return tuple(records), columns
 
 

@@ -22,6 +22,9 @@ SMALLEST_JUMP = 0.1  # of the loss before it
 # What is usual in a log may be passed so many times before it is named.
 GAP_FACTOR = 3.0
 RATE_FACTOR = 2.0
+
+# A count of all tokens begins with at most so many records' worth.
+FIRST_RECORDS = 3
 SMALLEST_RATE_CHANGE = 0.1  # of the peak learning rate
 
 
@@ -61,6 +64,25 @@ def discontinuities(loss: Series, tokens: Series = (), learning_rate: Series = (
     )
     places = [*_step_places(loss), *_token_places(tokens), *_rate_places(learning_rate)]
     return _joined([*places, *_loss_places(loss, places)], _interval(loss))
+
+
+def not_all_tokens(tokens: Series) -> str | None:
+    """Why is this series no count of all tokens since the run began? None if it may be one.
+
+    Such a count grows with every step, by at least a token, and begins with what the first few records add. Steps that
+    were logged again after a restart count once, as they were logged last.
+    """
+    last = sorted(dict(tokens).items())
+    if len(last) < 2:
+        return "one record does not tell whether it counts all tokens or those of a step"
+    added = [after - before for (_, before), (_, after) in _pairs(last)]
+    if min(added) <= 0:
+        return "the logged tokens do not grow from record to record, as those of single steps or of several phases"
+    if last[-1][1] - last[0][1] < last[-1][0] - last[0][0]:
+        return "the logged tokens grow by less than one a step: they are in another unit"
+    if last[0][1] > FIRST_RECORDS * _usual(added):
+        return f"the log begins at {last[0][1]:.4g} tokens: what came before is not in it"
+    return None
 
 
 _Place = tuple[int, int, str, str]

@@ -46,8 +46,9 @@ class Numbering:
     """How the ids of common tokens relate: the share with the same id, and the commonest difference with its share.
 
     prefix: how many tokens from the first on stand at the same ids in both, passing over ids that one does not use.
-    pattern: "same ids", "extended at the end", "shifted ids", "renumbered", or "none" where less than 90 % of
-    the reference's tokens are common, so that there is no numbering to speak of.
+    pattern: "same ids", "extended at the end", "shifted ids", "renumbered" (other ids in the same order of merges), or
+    "none" where less than 90 % of the reference's tokens are common or nothing keeps their order, so that there is no
+    numbering to speak of.
     """
 
     common: int
@@ -92,8 +93,14 @@ def overlap(candidate: Collection[bytes], reference: Collection[bytes]) -> Overl
     return Overlap(len(ours), len(theirs), len(ours & theirs))
 
 
-def numbering(candidate: Mapping[bytes, int], reference: Mapping[bytes, int]) -> Numbering:
-    """Are the ids of the common tokens those of the reference, shifted, or new? Maps from token to id."""
+def numbering(
+    candidate: Mapping[bytes, int], reference: Mapping[bytes, int], order_kept: float | None = None
+) -> Numbering:
+    """Are the ids of the common tokens those of the reference, shifted, or new? Maps from token to id.
+
+    `order_kept`: as `rank_agreement` has it; without it other ids are not called the reference's tokens renumbered, for
+    a large vocabulary holds nine tenths of an unrelated small one.
+    """
     common = candidate.keys() & reference.keys()
     if not common:
         return Numbering(0, None, None, None, 0, "none")
@@ -106,7 +113,7 @@ def numbering(candidate: Mapping[bytes, int], reference: Mapping[bytes, int]) ->
         shift,
         most / len(common),
         _prefix(candidate, reference),
-        _pattern(candidate, reference, len(common), same, most / len(common)),
+        _pattern(candidate, reference, len(common), same, most / len(common), order_kept or 0.0),
     )
 
 
@@ -122,7 +129,12 @@ def _prefix(candidate: Mapping[bytes, int], reference: Mapping[bytes, int]) -> i
 
 
 def _pattern(
-    candidate: Mapping[bytes, int], reference: Mapping[bytes, int], common: int, same: float, shifted: float
+    candidate: Mapping[bytes, int],
+    reference: Mapping[bytes, int],
+    common: int,
+    same: float,
+    shifted: float,
+    order_kept: float,
 ) -> str:
     if common < 0.9 * len(reference):
         return "none"
@@ -130,7 +142,9 @@ def _pattern(
         added = [index for text, index in candidate.items() if text not in reference]
         last = max(reference.values())
         return "extended at the end" if 2 * sum(index > last for index in added) > len(added) else "same ids"
-    return "shifted ids" if shifted >= KEPT_FROM else "renumbered"
+    if shifted >= KEPT_FROM:
+        return "shifted ids"
+    return "renumbered" if order_kept >= KEPT_FROM else "none"
 
 
 def rank_agreement(candidate: Mapping[bytes, int], reference: Mapping[bytes, int]) -> RankAgreement:

@@ -25,7 +25,7 @@ class Tokens:
     ordinary: dict[int, bytes] = field(default_factory=dict)
     special: dict[str, int] = field(default_factory=dict)
     ranks: dict[int, int] = field(default_factory=dict)
-    ranks_from: str = "ids"
+    ranks_from: str = "ids"  # as in Vocabulary
     fallback: set[int] = field(default_factory=set)
     merges: int | None = None
     byte_level: bool = True

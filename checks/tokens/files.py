@@ -38,7 +38,6 @@ VOCABULARY_FILES = (
 )
 OTHER_FILES = (".tiktoken", ".model", ".gguf")
 COMPANIONS = ("merges.txt", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json")
-TOKENIZER_FILES = (*VOCABULARY_FILES, *COMPANIONS)
 
 
 class HasSmallFiles(Protocol):

@@ -67,9 +67,9 @@ def from_gguf(data: bytes) -> Tokens:
             tokens.add(index, byte_level(text) if tokens.byte_level else metaspace(text))
         if kind == BYTE:
             tokens.fallback.add(index)
-    if "merges" in found:
+    if "merges" in found or model == "gpt2":
         written = {text: index for index, text in enumerate(texts) if index in tokens.ordinary}
-        rank_by_merges(tokens, written, merges_of(found["merges"], written))
+        rank_by_merges(tokens, written, merges_of(found.get("merges"), written))
     else:
         tokens.ranks = {index: index for index in tokens.ordinary if types[index] == NORMAL}
     if "token_type" not in found:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 from checks.tokens.build import LONGEST_TOKEN, MOST_TOKENS, Tokens, UnreadableTokenizer
@@ -15,6 +16,7 @@ from checks.tokens.normal import BYTE_FALLBACK, byte_level, is_byte_level, looks
 from checks.tokens.vocabulary import BPE, UNIGRAM, WORDPIECE
 
 MOST_MERGES = 4 * MOST_TOKENS  # converters list every split of a token
+MOST_SPACES = 64  # in one merge, each tried as the separator; the longest runs in such files have 32
 LONGEST_ROLE = 200  # characters
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 
@@ -153,16 +155,19 @@ def _tokens(kind: str, vocabulary: dict[str, Any], merges: list[tuple[str, str]]
             tokens.fallback.add(index)
     if kind == WORDPIECE:
         mark_by_look(tokens)
-    if merges is None:
+    if kind == BPE:
+        rank_by_merges(tokens, vocabulary, merges or [])
+    else:
         tokens.ranks = {index: index for index in tokens.ordinary}
-        return tokens
-    rank_by_merges(tokens, vocabulary, merges)
     return tokens
 
 
 def rank_by_merges(tokens: Tokens, vocabulary: Mapping[str, Any], merges: list[tuple[str, str]]) -> None:
-    """Rank tokens by the first merge that makes them. `vocabulary`: ids by the texts that the merges are written in."""
-    tokens.ranks_from, tokens.merges = "merges", len(merges)
+    """Rank tokens by the first merge that makes them; without merges none has a rank, for ids may be in any order.
+
+    `vocabulary`: ids by the texts that the merges are written in.
+    """
+    tokens.ranks_from, tokens.merges = ("merges", len(merges)) if merges else ("none", None)
     for rank, (left, right) in enumerate(merges):
         index = vocabulary.get(left + right)
         if index is not None:
@@ -184,8 +189,8 @@ def _merge(found: Any, vocabulary: Mapping[str, Any]) -> tuple[str, str]:
         if space and " " not in right:
             return left, right
         # Some converters leave spaces in tokens: the separator is the one between two tokens.
-        for index in [match.start() for match in re.finditer(" ", found[:LONGEST_TOKEN])]:
-            left, right = found[:index], found[index + 1 :]
+        for match in islice(re.finditer(" ", found[:LONGEST_TOKEN]), MOST_SPACES):
+            left, right = found[: match.start()], found[match.end() :]
             if left in vocabulary and right in vocabulary:
                 return left, right
     elif isinstance(found, list) and len(found) == 2 and all(isinstance(part, str) for part in found):

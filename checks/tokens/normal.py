@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cache
 
 METASPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's sign for a space
@@ -13,8 +13,6 @@ BYTE_LEVEL_FROM = 0.99
 
 # Special tokens by the look of their text, for files that do not mark them.
 SPECIAL = re.compile(r"<\|[^\s<>]{1,60}\|>|</?[A-Za-z_][A-Za-z0-9_]{0,40}>|\[(?:\|?[a-zA-Z]{3,10}\|?|[a-z_]+\d+)\]")
-
-Normalise = Callable[[str], bytes]
 
 
 @cache

@@ -35,8 +35,8 @@ def words(text: str) -> list[str]:
 
 
 def can_segment(vocabulary: Vocabulary) -> bool:
-    """Are the ranks those of merges? Unigram and WordPiece choose their pieces in another way."""
-    return vocabulary.kind == BPE
+    """Are there ranks, and are they those of merges? Unigram and WordPiece choose their pieces in another way."""
+    return vocabulary.kind == BPE and vocabulary.ranks_from != "none"
 
 
 def segment(word: str, ranks: Mapping[bytes, int], byte_level: bool) -> list[bytes]:

@@ -18,8 +18,9 @@ class Vocabulary:
 
     texts: by id; None for special and unused ids. A space is a space, whether the file wrote it as byte-level `Ġ` or as
     metaspace `▁`; a byte-fallback token `<0x0A>` is its byte, or None where an ordinary token stands for that byte too.
-    ranks: by id, the order in which tokens were learnt: the first merge that makes the token, or the order of ids
-    where the file has no merges (`ranks_from`); None for what is no merge. special: special tokens by their text.
+    ranks: by id, the order in which tokens were learnt; None for what is no merge. ranks_from: "merges", the first that
+    makes the token; "ranks", as the file has them; "ids", their order in a file whose kind needs no merges; or "none"
+    for a BPE vocabulary whose merges are not at hand, so that no token has a rank. special: special tokens by text.
     roles: "bos", "eos" and so on, where the files name them. merges: how many merges the file lists.
     byte_level: tokens are built from single bytes, not from characters. sha256: of the files that were read, by name.
     """

@@ -28,6 +28,13 @@ from checks.catalog.accelerators import (
         ("TPU v5p", "TPU v5p"),
         ("AMD MI300X", "MI300X"),
         ("Gaudi 2", "Gaudi 2"),
+        ("2,048 Gaudi 3", "Gaudi 3"),
+        ("2'048 Gaudi 3", "Gaudi 3"),
+        ("2 Gaudi 3", "Gaudi 3"),
+        ("3x Gaudi 2", "Gaudi 2"),
+        ("3 \N{MULTIPLICATION SIGN} Gaudi 2", "Gaudi 2"),
+        ("2,048 x Gaudi 3", "Gaudi 3"),
+        ("1,016 H100 80GB PCIe", "H100 PCIe"),
         ("my own chip", None),
         ("", None),
     ],
@@ -45,6 +52,8 @@ def test_names(written: str, name: str | None) -> None:
         ("fp8-e4m3", ("fp8",)),
         ("mixed", ()),
         ("float16", ("fp16",)),
+        ("FP32", ("fp32",)),
+        ("float32 and TF32", ("tf32", "fp32")),
     ],
 )
 def test_precisions(stated: str, found: tuple[str, ...]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ ROWS = [
     {"step": 10, "loss": 6.5, "tokens": 20480, "learning_rate": 5e-4},
     {"step": 20, "loss": 6.0, "tokens": 40960, "learning_rate": 1e-3},
 ]
-RECORDS = tuple(LogRecord(**row) for row in ROWS)
+RECORDS = tuple(LogRecord(int(row.pop("step")), **row) for row in map(dict, ROWS))
 
 
 def field(number: int, kind: int, value: bytes) -> bytes:
@@ -212,7 +213,7 @@ def test_missing_files_and_directories_without_logs_are_unavailable(tmp_path: Pa
 def test_files_beyond_the_bound_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("checks.logs.files.LARGEST_LOG", 5)
     (tmp_path / "log.jsonl").write_bytes(json_lines())
-    with pytest.raises(CheckpointUnavailable, match="at most 5"):
+    with pytest.raises(CheckpointUnavailable, match="more than 5 bytes"):
         read_log(tmp_path / "log.jsonl")
 
 
@@ -224,3 +225,72 @@ def test_any_bytes_are_a_log_or_an_error(name: str, data: bytes) -> None:
     except UnreadableLog:
         return
     assert log.records
+
+
+def hugging_face_in_wandb(every: int = 10) -> list[dict[str, Any]]:
+    """What Weights & Biases keeps of a run of the Hugging Face trainer, which hands it no step."""
+    return [
+        {"_step": call, "train/global_step": (call + 1) * every, "train/loss": 5.0 - 0.1 * call} for call in range(5)
+    ]
+
+
+def test_the_trainers_own_step_comes_before_the_trackers(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in hugging_face_in_wandb()))
+    log = read_log(tmp_path / "log.jsonl")
+    assert [record.step for record in log.records] == [10, 20, 30, 40, 50]
+    assert not log.counts_calls
+
+
+@pytest.mark.parametrize(
+    ("names", "step", "counts_calls"),
+    [
+        (["_step", "iteration", "loss"], "iteration", False),
+        (["_step", "step", "loss"], "step", False),
+        (["_step", "loss"], "_step", True),
+        (["Step", "run - train/loss", "run - train/loss__MIN"], "Step", True),
+        (["Step", "run - _step", "run - train/global_step", "run - loss"], "run - train/global_step", False),
+        (["Step", "loss"], "Step", False),  # a spreadsheet of somebody's own
+        (["trainer/global_step", "step", "loss"], "trainer/global_step", False),
+    ],
+)
+def test_which_step_is_read(names: list[str], step: str, counts_calls: bool) -> None:
+    log = parse_log({"log.json": json.dumps([dict.fromkeys(names, 3)]).encode()})
+    assert (log.columns["step"], log.counts_calls) == (step, counts_calls)
+
+
+@pytest.mark.parametrize(
+    "names", [["Step", "run1 - train/loss", "run2 - train/loss"], ["step", "run1 - lr", "run2 - lr", "loss"]]
+)
+def test_columns_of_two_runs_are_not_told_apart(names: list[str]) -> None:
+    with pytest.raises(UnreadableLog, match=r"2 of its columns are a .*'run1 - "):
+        columns_of(names)
+
+
+def test_other_columns_may_have_one_name() -> None:
+    assert columns_of(["step", "loss", "eval/bleu", "eval_bleu"]) == {"step": "step", "loss": "loss"}
+
+
+def test_a_log_that_was_written_newest_first_is_turned_round(tmp_path: Path) -> None:
+    (tmp_path / "log.json").write_text(json.dumps(ROWS[::-1]))
+    assert read_log(tmp_path / "log.json").records == RECORDS
+
+
+@pytest.mark.parametrize("make", [lambda path: os.mkfifo(path), lambda path: path.symlink_to("/dev/zero")])
+def test_only_regular_files_are_read(make: Callable[[Path], None], tmp_path: Path) -> None:
+    make(tmp_path / "log.jsonl")
+    with pytest.raises(CheckpointUnavailable, match="no regular file"):
+        read_log(tmp_path / "log.jsonl")
+
+
+def test_a_file_is_read_up_to_the_bound_whatever_its_size_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("checks.logs.files.LARGEST_LOG", 100)
+    asked: list[int] = []
+
+    def read(path: Path, largest: int) -> bytes:
+        asked.append(largest)
+        return b"x" * largest
+
+    monkeypatch.setattr("checks.logs.files._bytes", read)
+    with pytest.raises(CheckpointUnavailable, match="at most"):
+        read_log(tmp_path / "log.jsonl")
+    assert asked == [101]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from checks.statistics.log import Discontinuity, discontinuities, shortfall
+from checks.statistics.log import Discontinuity, discontinuities, not_all_tokens, shortfall
 
 Series = list[tuple[int, float]]
 
@@ -145,3 +145,14 @@ def test_constant_series_have_no_discontinuity() -> None:
     steps = range(10, 1000, 10)
     constant = [(step, 3.0) for step in steps]
     assert discontinuities(constant, constant, constant) == ()
+
+
+@given(st.integers(1, 50), st.integers(1, 10**7), st.integers(4, 40), st.integers(0, 3))
+def test_a_count_of_all_tokens_is_one_and_its_parts_are_not(every: int, batch: int, records: int, again: int) -> None:
+    """`again`: a restart repeats the last records, which changes nothing."""
+    steps = [every * (index + 1) for index in range(records)]
+    whole: Series = [(step, float(batch * step)) for step in steps]
+    assert not_all_tokens([*whole, *whole[records - again :]]) is None
+    assert "begins at" in (not_all_tokens(later(whole, 0, 4.0 * batch * every)) or "")
+    assert "single steps" in (not_all_tokens([(step, float(batch)) for step in steps]) or "")
+    assert "another unit" in (not_all_tokens([(step, 0.5 * step) for step in steps]) or "")

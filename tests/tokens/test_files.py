@@ -15,7 +15,10 @@ from hypothesis import strategies as st
 
 from checks.checkpoint.errors import CheckpointUnavailable
 from checks.tokens import Vocabulary, read_vocabulary, vocabulary_of
+from checks.tokens.build import UnreadableTokenizer
+from checks.tokens.huggingface import MOST_SPACES, merges_of
 from checks.tokens.normal import byte_alphabet
+from checks.tokens.segment import can_segment
 
 # A small byte-level vocabulary: the bytes, then tokens in the order of their merges.
 WORDS = [b"th", b" th", b" the", b"er", b" \xea", b" \xea\xb0", b" \xea\xb0\x80", b"\n\n", b"12"]
@@ -290,3 +293,30 @@ def test_a_hub_that_does_not_answer_is_unavailable() -> None:
         with pytest.raises(CheckpointUnavailable, match="does not answer"):
             vocabulary_of(model)
     assert model.asked == ["tokenizer.json"]  # asked once
+
+
+def test_a_bpe_vocabulary_without_its_merges_has_no_ranks() -> None:
+    """Ids are no order of merges: OPT gave every token of GPT-2 a new one."""
+    for files in (
+        {"vocab.json": json.dumps(vocabulary_json()).encode()},
+        {"tokenizer.json": tokenizer_json(merges=[])},
+        {"tokenizer.json": tokenizer_json(merges=None)},
+    ):
+        read = read_vocabulary(files)
+        assert (read.kind, read.ranks_from, read.merges) == ("BPE", "none", None)
+        assert not read.rank_of()
+        assert not can_segment(read)
+
+
+def test_of_a_merge_full_of_spaces_few_places_are_tried() -> None:
+    class Counted(dict[str, int]):
+        asked = 0
+
+        def __contains__(self, text: object) -> bool:
+            type(self).asked += 1
+            return super().__contains__(text)
+
+    with pytest.raises(UnreadableTokenizer, match="not a merge"):
+        merges_of(["a" + " " * 50_000], Counted())
+    assert Counted.asked <= 2 * MOST_SPACES
+    assert merges_of([" " * 33], {" " * 16: 0}) == [(" " * 16, " " * 16)]

@@ -79,10 +79,10 @@ def test_without_kinds_special_tokens_are_told_by_their_look() -> None:
     assert found.texts[:265] == formats()["pairs"].texts[:265]
 
 
-def test_without_merges_the_order_of_ids_is_all_there_is() -> None:
+def test_without_merges_no_token_has_a_rank() -> None:
     found = read(byte_level_file(merges=None))
-    assert (found.ranks_from, found.merges) == ("ids", None)
-    assert sorted(found.rank_of(), key=found.rank_of().__getitem__) == WORDS
+    assert (found.ranks_from, found.merges) == ("none", None)
+    assert not found.rank_of()
 
 
 def test_words_of_wordpiece_begin_with_a_space() -> None:
