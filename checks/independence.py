@@ -33,7 +33,8 @@ def units(pair: Pair, judge: Judge) -> None:
     (experts by index), combined over layers by Stouffer; exact mean and variance, normal tail, two-sided. The same for
     the gates alone, since negating the up and down weights of a neuron changes nothing but the sign of those views, and
     for each MLP, since one inherited expert is lost in a mean. And for at most 16 MLPs that lie in other places or are
-    stored in another way, paired by what no renumbering of neurons changes. All these tests share the level.
+    stored in another way, paired by what no renumbering of neurons changes. Routed experts of a layer count as one
+    observation, since they may be copies of each other. All these tests share the level.
     Documented: Zhu et al., Independence Tests for Language Models, ICML 2025, arXiv 2502.12292, theorem 1.
     Known false positives: a shared initialisation seed, which is no inheritance; structured initialisation and
     learning rates that depend on the unit's index break the null.
@@ -100,7 +101,7 @@ def tensors(pair: Pair, judge: Judge) -> None:
     Null hypothesis: independent initialisation; rows and columns of a tensor are exchangeable, as units and channels.
     Statistic: tensors of equal shape are assigned to each other by the centred cosine of some of their elements; each
     pair is then tested on others, so that the search needs no correction: the smaller of the permutation z over rows
-    and over columns. The strongest pair, corrected for all pairs.
+    and over columns. The strongest pair, corrected for all pairs. A matrix with an axis below 16 is not tested.
     Documented: Zhu et al., arXiv 2502.12292, theorem 1; the pairing is this suite's.
     Known false positives: a shared initialisation seed; tensors that any model could have are left out by content.
     Blind to: permuted or rotated units, other shapes.

@@ -92,7 +92,8 @@ def category(pair: Pair, judge: Judge) -> None:
     all norms count as one vector.
     Statistic: the largest centred cosine over the categories that have enough elements to decide, in [-1, 1].
     Documented: weight-architecture-qa.md, Q4.
-    Known false positives: none for centred cosines; raw cosines of norms are recorded and never decide.
+    Known false positives: none for centred cosines; raw cosines of norms are recorded and never decide. Vectors and
+    tensors of unknown role with an axis below 32, whose index may have a meaning of its own, decide nothing.
     """
     comparison = pair.comparison()
     found = decide_highest_category(judge.threshold, comparison)
@@ -118,6 +119,7 @@ def category(pair: Pair, judge: Judge) -> None:
             and not decide_summary(judge.threshold, comparison.category(name)).powered
         ],
         ordinary=comparison.ordinary,
+        undecided=comparison.undecided,
         note=f"highest in the category {highest}",
     )
 
@@ -162,7 +164,8 @@ def _judge_summary(
 ) -> None:
     if not summary.counterparts:
         judge.not_applicable(f"no {what} has a counterpart of equal name and shape", read=pair.read())
-    judge.summary(summary, strongest_block_counts=not is_table, read=pair.read(), **details)
+    undecided = pair.comparison().undecided
+    judge.summary(summary, strongest_block_counts=not is_table, read=pair.read(), undecided=undecided, **details)
 
 
 def _described(summary: CosineSummary) -> dict[str, Any]:

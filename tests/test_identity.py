@@ -215,3 +215,33 @@ def test_small_weights_of_unrelated_models_are_not_nearly_equal(
     evidence = judged("identity.mse", open_pair(save_checkpoint("ours", ours), save_checkpoint("theirs", theirs)))
     assert evidence.outcome == SUPPORTS
     assert evidence.details["tensors_below_the_documented_bound"] == evidence.details["compared_tensors"]
+
+
+def test_structured_initialisation_does_not_accuse(
+    llama_tensors: Llama, open_pair: Open, judged: Judged, save_checkpoint: Save
+) -> None:
+    """Two Mamba-like models trained apart: the logarithms of 1 to 16 in every row of A_log, and a little noise."""
+    models = []
+    for seed in (1, 2):
+        generator = torch.Generator().manual_seed(seed)
+        noise = 0.05 * torch.randn(2, 512, 16, generator=generator)
+        states = {f"model.layers.{i}.mamba.A_log": torch.arange(1.0, 17).log() + noise[i] for i in range(2)}
+        models.append(llama_tensors(seed) | states)
+    pair = open_pair(save_checkpoint("ours", models[0]), save_checkpoint("theirs", models[1]))
+    for check in (
+        "identity.sketch",
+        "identity.mse",
+        "similarity.mean",
+        "similarity.early_layers",
+        "similarity.category",
+    ):
+        assert judged(check, pair).outcome == SUPPORTS, check
+    assert judged("similarity.layer", pair, layer=0).outcome == SUPPORTS
+    listed = judged("identity.sketch", pair).details["undecided"]
+    assert list(listed) == ["model.layers.0.mamba.A_log", "model.layers.1.mamba.A_log"]
+    assert set(judged("identity.mse", pair).details["undecided"]) == set(listed)
+    only = [save_checkpoint(f"only{i}", {n: t for n, t in one.items() if "A_log" in n}) for i, one in enumerate(models)]
+    for check in ("identity.sketch", "identity.mse"):
+        assert judged(check, open_pair(*only)).outcome == NOT_APPLICABLE
+    # Equal bytes are no coincidence, whatever the shape.
+    assert judged("identity.sha256", open_pair(only[0], only[0])).outcome == CONTRADICTS

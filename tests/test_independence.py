@@ -364,7 +364,8 @@ def mixture(seed: int, experts: int = 48, layers: int = 2) -> Tensors:
 
 
 def test_experts_of_independent_models_support(units: Test) -> None:
-    evidence = units(mixture(0), mixture(10_000))
+    """Of equal size they are one observation for each layer; it takes layers to have power."""
+    evidence = units(mixture(0, experts=4, layers=24), mixture(10_000, experts=4, layers=24))
     assert evidence.outcome == SUPPORTS
     assert evidence.details["mlps"] == 96
 

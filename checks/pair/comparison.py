@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from checks.checkpoint.checkpoint import Checkpoint, TensorEntry
 from checks.checkpoint.roles import CATEGORIES
 from checks.pair.matching import predicts_further_tokens, tensor_pairs
+from checks.pair.telling_tensors import why_undecided
 
 if TYPE_CHECKING:
     from checks.pair.fingerprints import Fingerprints
@@ -125,6 +126,13 @@ class Comparison:
         """Do the candidate's names number its layers? Otherwise all its matrices are one block, layer 0."""
         return self._stack is not None
 
+    @cached_property
+    def undecided(self) -> dict[str, str]:
+        """Compared tensors whose likeness says nothing by itself, norms apart: name → reason; see `why_undecided`."""
+        entries = (one.entry for one in self.compared if one.entry.role.category != "norm")
+        reasons = ((entry.name, why_undecided(entry)) for entry in entries if not entry.role.index_has_meaning)
+        return {name: reason for name, reason in reasons if reason is not None}
+
     def layers(self) -> list[int]:
         """Layers of the candidate that have weight matrices."""
         return sorted(self._matrices_by_layer)
@@ -160,7 +168,7 @@ class Comparison:
         return {index: self.layer(index).cosine for index in self.layers()}
 
     def category(self, category: str) -> CosineSummary:
-        """All tensors of one category, except those whose index has a meaning of its own."""
+        """The tensors of one category, except those whose index has or may have a meaning of its own."""
         return self._summary(
             [
                 entry
@@ -213,7 +221,10 @@ class Comparison:
     def _summary(self, entries: Iterable[TensorEntry], is_read: bool = True) -> CosineSummary:
         wanted = [entry for entry in entries if entry.name not in self.ordinary]
         compared = [self._by_name[entry.name] for entry in wanted if is_read and entry.name in self._by_name]
-        defined = [one for one in compared if one.cosine is not None]
+        # The norms of a category are pooled and count as one vector; other tensors have to be able to tell alone, since
+        # nothing else of their group may have a counterpart.
+        usable = [one for one in compared if one.entry.role.category == "norm" or why_undecided(one.entry) is None]
+        defined = [one for one in usable if one.cosine is not None]
         # Gain vectors of a model's layers resemble each other, and the rows of an embedding or a head share a mean
         # direction: both count as one vector of the hidden dimension.
         shared = all(len(one.entry.shape) < 2 or one.entry.role.category in _SHARED_DIRECTION for one in defined)
@@ -229,7 +240,7 @@ class Comparison:
             strongest=_strongest(
                 (one.entry.name, one.certain_cosine)
                 for one, width in zip(defined, widths, strict=True)
-                if one.certain_cosine is not None and len(one.entry.shape) >= 2
+                if one.certain_cosine is not None and why_undecided(one.entry) is None
                 if (width if one.entry.role.category in _SHARED_DIRECTION else one.freedom) >= TELLING_ELEMENTS
             ),
             estimate=_combined((one.estimate, one.elements) for one in defined),
@@ -294,7 +305,8 @@ def compare_part(
     with_neurons: bool = False,
     store: LayerStore | None = None,
 ) -> Comparison:
-    """Like `compare`, from what a plan reads: cosines are estimates, and nothing is known of equal bytes.
+    """Like `compare`, from what a plan reads: cosines are estimates, and of equal bytes only is known what
+    published digests tell.
 
     Raises CheckpointUnavailable.
     """
@@ -308,7 +320,7 @@ def compare_part(
             TensorComparison(candidate.tensors[name], None, other, one.estimate, one.sums, one.robust)
             for (name, other), one in tensors.items()
         ),
-        (),
+        measured.identical,
         {name: one.ordinary for (name, _), one in measured.tensors.items() if one.ordinary is not None},
         {name: one.sums.nonfinite for (name, _), one in tensors.items() if one.sums.nonfinite},
         measured.neurons,

@@ -70,7 +70,7 @@ def pairing(pair: Pair) -> MlpPairing:
     return pair_mlps(*pair.once(samples))
 
 
-@kept("1", unless=lambda found: found.reason is not None)
+@kept("2", unless=lambda found: found.reason is not None)
 def mapped_units(pair: Pair) -> MappedUnits:
     """The permutation test of MLPs in other places, or stored in another way; none where no map can be had.
 
@@ -94,7 +94,7 @@ def units(pair: Pair) -> UnitTests | None:
     """
     from checks.pair.mapped_units import with_mapped
 
-    return with_mapped(pair.units(), pair.once(mapped_units))
+    return with_mapped(pair.units(), pair.once(mapped_units), pair.neurons())
 
 
 @kept("2", depends_on=token_ids)
@@ -209,7 +209,7 @@ def spectra(pair: Pair) -> SpectrumComparison:
     return compare_layer_spectra((ours, pair.candidate.checkpoint.config), (theirs, pair.reference.checkpoint.config))
 
 
-@kept("1", depends_on=initial_weights)
+@kept("2", depends_on=initial_weights)
 def origin(pair: Pair) -> Origin:
     """Initial weights beside both models. Raises CheckpointUnavailable."""
     from checks.pair.origin import origin as compare_origin

@@ -111,12 +111,12 @@ def _pairs_of_layer(a: MlpSamples, b: MlpSamples, one: int, other: int, count: i
     from checks.statistics.layer_map import expert_pairs
 
     ours, theirs = a.some(one, EXPERTS), b.places[other]
-    if len(ours) == len(theirs) == 1:
-        return [(ours[0], theirs[0])], 0
     ours = tuple(place for place in ours if a.neurons(place).count)
     theirs = tuple(place for place in theirs if b.neurons(place).count)
     if not ours or not theirs:
         return [], 0
+    if len(ours) == len(theirs) == 1:
+        return [(ours[0], theirs[0])], 0
     summaries = [
         torch.stack([side.summary(place) for place in places]).cpu() for side, places in ((a, ours), (b, theirs))
     ]

@@ -92,10 +92,17 @@ def tests_of_matrices(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) 
 
 
 def joint_tests(groups: Sequence[NeuronGroup]) -> tuple[CombinedUnitTest, ...]:
-    """All views of all MLPs as one test, and all gates as another; those of them that could be made."""
+    """All views of all MLPs as one test, and all gates as another; those of them that could be made.
+
+    Routed experts of a layer may stem from one MLP and count as one observation under the worst correlation. Valid for
+    any pair: exact for dense MLPs, conservative for experts, each of which is tested alone as well (`unit_tests`).
+    """
     from checks.statistics.units import combine
 
-    joint = (combine(group.test for group in groups), combine(group.gate for group in groups if group.gate))
+    joint = (
+        combine(_observations((group, group.test) for group in groups)),
+        combine(_observations((group, group.gate) for group in groups if group.gate)),
+    )
     return tuple(one for one in joint if one is not None)
 
 
@@ -113,7 +120,7 @@ def unit_tests(groups: Sequence[NeuronGroup], elements: int) -> UnitTests | None
         if test is not None and test.z is not None
     ]
     tested = sum(group.elements for group in groups if group.test.z is not None)
-    return UnitTests(joint, tuple(single), tested / elements if elements else 0.0)
+    return UnitTests(joint, tuple(single), tested / elements if elements else 0.0, elements=elements)
 
 
 def tests_as_json(group: NeuronGroup) -> dict[str, Any]:
@@ -137,6 +144,18 @@ def group_from_json(mlp: MlpPair, stored: Mapping[str, Any]) -> NeuronGroup:
         return UnitTest(z, effect, scale, int(one["units"]), one["reason"])
 
     return _group(mlp, read(stored["test"]), None if stored["gate"] is None else read(stored["gate"]))
+
+
+def _observations(tests: Iterable[tuple[NeuronGroup, UnitTest]]) -> list[UnitTest]:
+    """The tests of dense and shared MLPs as they are, and one for all routed experts of each layer."""
+    from checks.statistics.units import as_one_observation
+
+    alone: list[UnitTest] = []
+    layers: dict[int, list[UnitTest]] = {}
+    for group, test in tests:
+        (alone if group.expert is None else layers.setdefault(group.layer, [])).append(test)
+    together = (as_one_observation(experts) for experts in layers.values())
+    return alone + [one for one in together if one is not None]
 
 
 def _group(mlp: MlpPair, test: UnitTest, gate: UnitTest | None) -> NeuronGroup:

@@ -49,18 +49,17 @@ class Neurons:
 def make_neurons(gate: Tensor | None, up: Tensor, down: Tensor, count: int | None = None) -> Neurons:
     """The neurons of gate [h, d] (None without one), up [h, d] and down [d, h], folded; at most `count` of them.
 
-    Neurons that are zero in a view are left out, and so are copies of another one (a matching could pair them either
-    way). Of the others the largest are taken, by the product of the norms of their views: the choice survives
-    permutation, rotation and rescaling, so that both sides of a pair choose much the same. In the order of their
-    numbers. Raises ValueError for shapes that do not fit and non-finite values.
+    Neurons that are zero in a view or hold a weight that is not finite (or whose norm is not, in float32) are left out,
+    and so are copies of another one (a matching could pair them either way). Of the others the largest are taken, by
+    the product of the norms of their views: the choice survives permutation, rotation and rescaling, so that both sides
+    of a pair choose much the same. In the order of their numbers. Raises ValueError for shapes that do not fit.
     """
     writing = down.T
     views = [up, writing] if gate is None else [gate, up, writing]
     if any(view.dim() != 2 or view.shape != up.shape for view in views):
         raise ValueError(f"views have shapes {[tuple(view.shape) for view in views]}; need the same [units, width]")
-    if not all(bool(view.isfinite().all()) for view in views):
-        raise ValueError("an MLP holds non-finite values")
     norms = torch.stack([view.float().norm(dim=1) for view in views])
+    norms = torch.where(norms.isfinite().all(0), norms, 0.0)
     smallest = torch.finfo(torch.float32).eps * norms.amax(1, keepdim=True) if norms.numel() else norms
     log_norms = norms.double().clamp_min(torch.finfo(torch.float32).tiny).log()
     log_sizes = log_norms.sum(0)

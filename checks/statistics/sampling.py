@@ -169,7 +169,7 @@ class CosineEstimate:
         Of heavy tails a sample shows too little: its skewness counts 1.5 times, its excess kurtosis twice, which was
         chosen on log-normal rows and scored on the others.
 
-        Coverage, measured by benchmarks/coverage.py (2000 samples of each kind; 12 to 231 random blocks): .95 to .97
+        Coverage (benchmarks/interval_coverage.py, 2000 samples of each kind; 12 to 231 random blocks): .95 to .97
         for a change spread evenly and for independent tensors. Heavy tails are covered less, and the less the fewer
         blocks: where the size of the rows' change is log-normal with sigma 1, .91 with 12 blocks and .96 to .97 for a
         layer of seven tensors, with sigma 1.5 .80 and .93 to .95; .88 to .95 where it has Student's tails (3 degrees of

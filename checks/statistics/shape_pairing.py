@@ -47,8 +47,9 @@ class ShapePair:
 
     `similarity`: centred cosine of the elements used to pair, inflated by the search. `z_rows`, `z_columns`: exact
     tests over the order of either axis on other elements; None for a short axis. `z`: the one of smaller size, 0 if
-    they contradict each other, None if there is none. `effect`: smaller mean centred cosine of rows or of columns, as
-    z. `log_p`: ln of its two-sided p, uncorrected. `elements`: of the tensor. `turned`: the reference's is transposed.
+    they contradict each other, None if there is none, and of a matrix that has not both. `effect`: smaller mean centred
+    cosine of rows or of columns, as z. `log_p`: ln of its two-sided p, uncorrected. `elements`: of the tensor.
+    `turned`: the reference's is transposed.
     """
 
     index: int
@@ -170,9 +171,11 @@ def pair_by_shape(candidate: Sequence[ShapeSample], reference: Sequence[ShapeSam
     residual channels, experts; vocabulary rows and rotary rows are not, but their columns are). Which one it is need
     not be known, since both must speak for dependence (an intersection-union test, Berger 1982, Technometrics 24). The
     tested rows and columns took no part in the pairing, so the search over partners needs no correction; count `tests`
-    pairs. Vectors have one axis, whose index may have a meaning of its own (frequencies, positions): their pairs are
-    shown with similarity alone and decide nothing. z of several tensors of one model are not independent (hidden units
-    and channels are shared), so they are not added up.
+    pairs. A matrix with an axis of fewer than 16 has one test, and its longer axis may number positions or buckets
+    (tables of relative positions, [169, 12]): without the other test it decides nothing. Kernels whose first axes allow
+    one test keep it, since their trailing positions make up the rows. Vectors have one axis, whose index may have a
+    meaning of its own (frequencies, positions): their pairs are shown with similarity alone and decide nothing. z of
+    several tensors of one model are not independent (hidden units and channels are shared), so they are not added up.
     Blind to permuted or rotated units and to tensors that were split or fused. Effect 1 gives |z| up to 127.
     """
     groups: dict[tuple[int, ...], tuple[list[int], list[int]]] = {}
@@ -270,7 +273,8 @@ def _tested(index: int, other: int, a: ShapeSample, b: ShapeSample, similarity: 
     defined = [test for test in tests if test is not None and test.z is not None]
     z_rows, z_columns = (None if test is None else test.z for test in tests)
     z = effect = None
-    if defined:
+    # The only axis that is long enough may be the one that is not exchangeable.
+    if len(defined) == 2 or (defined and len(a.shape) > 2):
         scores, effects = [test.z or 0.0 for test in defined], [test.effect or 0.0 for test in defined]
         agree = min(scores) >= 0 or max(scores) <= 0
         z, effect = (min(scores, key=abs), min(effects, key=abs)) if agree else (0.0, 0.0)

@@ -138,7 +138,7 @@ class CombinedUnitTest:
     """The unit permutation tests of a model's MLPs as one test.
 
     `z`: Stouffer's joint score. `log_p`: natural logarithm of its two-sided p-value. `effect`: mean of the effects,
-    weighted by their scales, so that z = effect · Σ scale / √tests. `tests`: how many tests had a z.
+    weighted by their scales, so that z = effect · Σ scale / √tests. `tests`: how many independent observations had a z.
     """
 
     z: float
@@ -160,15 +160,16 @@ class UnitTests:
     """All unit permutation tests of a pair of models.
 
     `joint`: over all MLPs together, for all views and for the gates alone. `single`: of each MLP, by name. `coverage`:
-    share of the candidate's MLP elements that were tested, 0 to 1. `mapped`: as `joint`, over MLPs in other places that
-    belong together by what no renumbering of units changes, so that the null holds for them as well. A correction
-    counts every one of them.
+    share of the candidate's MLP elements that were tested, 0 to 1, of `elements`. `mapped`: as `joint`, over MLPs in
+    other places that belong together by what no renumbering of units changes, so that the null holds for them as well.
+    A correction counts every one of them.
     """
 
     joint: tuple[CombinedUnitTest, ...]
     single: tuple[tuple[str, UnitTest], ...]
     coverage: float
     mapped: tuple[CombinedUnitTest, ...] = ()
+    elements: int = 0
 
     @property
     def joint_tests(self) -> int:
@@ -191,20 +192,43 @@ class UnitTests:
         return max(self.single, key=lambda one: abs(one[1].z or 0.0), default=None)
 
 
-def combine(tests: Iterable[UnitTest]) -> CombinedUnitTest | None:
-    """Combine the tests of all layers (and experts) of a pair; None when none of them has a z.
+def as_one_observation(tests: Iterable[UnitTest]) -> UnitTest | None:
+    """The tests of MLPs that may be copies of each other, as the experts of a layer may, as one; None without any z.
 
+        z = mean of the z; scale = mean of the scales; effect = Σ scale·effect / Σ scale, so that z = effect · scale
+
+    Experts that were made from one dense MLP follow the same permutation, and so does z of all of them if both models
+    were made that way: their sum is then as wide as their number, not its square root. The mean has a variance of at
+    most 1 under any correlation (Cauchy and Schwarz), so that the result is conservative for independent experts, and
+    exact for a single one. `units`: of all of them.
+    """
+    defined = [test for test in tests if test.z is not None]
+    if not defined:
+        return None
+    z, scale, effect = _totals(defined)
+    count = len(defined)
+    return UnitTest(z / count, effect, scale / count, sum(test.units for test in defined))
+
+
+def combine(tests: Iterable[UnitTest]) -> CombinedUnitTest | None:
+    """Combine the tests of independent MLPs of a pair, one or more for each layer; None when none of them has a z.
+
+    Exact for dense MLPs; the experts of a layer have to be put together before, see `as_one_observation`.
     Source: Stouffer et al. 1949, as in `stouffer`.
     """
     defined = [test for test in tests if test.z is not None]
     z = stouffer(test.z for test in defined)
     if z is None:
         return None
-    scales = [test.scale or 0.0 for test in defined]
-    effects = [test.effect or 0.0 for test in defined]
-    total = math.fsum(scales)
-    effect = math.fsum(scale * one for scale, one in zip(scales, effects, strict=True)) / total
+    _, total, effect = _totals(defined)
     return CombinedUnitTest(z, two_sided_log_p(z), effect, len(defined), total)
+
+
+def _totals(defined: Sequence[UnitTest]) -> tuple[float, float, float]:
+    """Σ z, Σ scale and Σ scale·effect / Σ scale of tests that have a z."""
+    total = math.fsum(test.scale or 0.0 for test in defined)
+    effect = math.fsum((test.scale or 0.0) * (test.effect or 0.0) for test in defined) / total
+    return math.fsum(test.z or 0.0 for test in defined), total, effect
 
 
 def _without_zero_units(

@@ -182,6 +182,54 @@ def test_rotary_tables_of_different_bases_are_not_compared_as_weights(llama_tens
     assert abs(comparison.category("other").cosine or 0) < 0.9
 
 
+# Tensors whose index may have a meaning
+
+
+def mamba(seed: int, states: int = 16) -> Tensors:
+    """Trained A_log, in every row the logarithms of 1 to `states` and a little noise; decays; the rest is random."""
+    tensors: Tensors = {}
+    for layer in range(2):
+        start, at = f"backbone.layers.{layer}.mixer.", 100 * seed + 10 * layer
+        tensors[start + "A_log"] = torch.arange(1.0, states + 1).log() + 0.05 * normal(at, 256, states)
+        tensors[start + "in_proj.weight"] = normal(at + 1, 256, 64)
+        tensors[start + "attention.time_decay"] = torch.linspace(-6, 3, 4096).reshape(1, 1, -1) + 0.1 * normal(
+            at + 2, 4096
+        )
+    return tensors
+
+
+def test_structured_initialisation_decides_nothing(compared: Compare) -> None:
+    ours, theirs = mamba(1), mamba(2)
+    name = "backbone.layers.0.mixer.A_log"
+    assert pearson(ours[name], theirs[name]) > 0.99
+    comparison = compared(ours, theirs)
+    # The candidate's other matrices need have no counterpart.
+    alone = compared(ours, {name: tensor for name, tensor in theirs.items() if "in_proj" not in name})
+    assert alone.mean().cosine is alone.category("other").cosine is alone.category("attention").cosine is None
+    assert alone.mean().strongest is None
+    assert alone.mean().coverage == 0
+    assert alone.layer(0).counterparts == 2
+    for summary in (comparison.mean(), comparison.layer(1), comparison.mean([0]), comparison.category("other")):
+        assert abs(summary.cosine or 1) < 0.1
+        assert summary.strongest is not None
+        assert "in_proj" in summary.strongest[0]
+        assert abs(summary.strongest[1]) < 0.1
+    assert sorted(comparison.undecided) == sorted(name for name in ours if "in_proj" not in name)
+    assert "shorter than 32" in comparison.undecided[name]
+
+
+def test_a_copied_matrix_of_a_known_role_stands_out_however_short(compared: Compare) -> None:
+    """A router of few experts; and a stack of few matrices under an unknown name, whose matrices are large."""
+    ours, theirs = mixtral(1, width=1024, wide=8, layers=1), mixtral(2, width=1024, wide=8, layers=1)
+    router = "model.layers.0.block_sparse_moe.gate.weight"
+    theirs[router] = ours[router] + 0.0001 * normal(5, 3, 1024)
+    assert (compared(ours, theirs).layer(0).strongest or ("",))[0] == router
+    stack = {"layers.0.stack": normal(3, 4, 40, 50), "layers.0.table": normal(4, 400, 12)}
+    found = compared(stack, {name: 2 * tensor for name, tensor in stack.items()})
+    assert (found.layer(0).strongest or ("",))[0] == "layers.0.stack"
+    assert list(found.undecided) == ["layers.0.table"]
+
+
 def test_mixture_has_router_and_expert_categories(compared: Compare) -> None:
     comparison = compared(mixtral(1), mixtral(2))
     assert comparison.categories() == ["embedding", "attention", "router", "routed expert"]
@@ -228,13 +276,13 @@ def test_different_widths_leave_nothing_to_compare(llama_tensors: Llama, compare
 
 
 def test_names_without_layer_numbers_are_one_block(compared: Compare) -> None:
-    ours = {"alpha": normal(1, 30, 20), "beta": normal(2, 20, 20), "gain": normal(3, 20)}
-    comparison = compared(ours, {"alpha": ours["alpha"], "beta": normal(5, 20, 20), "gain": ours["gain"]})
+    ours = {"alpha": normal(1, 60, 40), "beta": normal(2, 40, 40), "gain": normal(3, 40)}
+    comparison = compared(ours, {"alpha": ours["alpha"], "beta": normal(5, 40, 40), "gain": ours["gain"]})
     assert comparison.layers() == [0]
     block = comparison.layer(0)
     assert block.tensors == 2
-    assert block.elements == 1000
-    assert block.cosine == pytest.approx((600 + 400 * pearson(ours["beta"], normal(5, 20, 20))) / 1000)
+    assert block.elements == 4000
+    assert block.cosine == pytest.approx((2400 + 1600 * pearson(ours["beta"], normal(5, 40, 40))) / 4000)
 
 
 def test_model_of_one_layer(llama_tensors: Llama, compared: Compare) -> None:

@@ -113,21 +113,72 @@ def test_other_shapes_are_not_tested(examples: Path) -> None:
     assert mapped_units(model, model, [(place, wider)]).groups == ()
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_the_null_is_exact_given_the_map(examples: Path, tmp_path: Path, seed: int) -> None:
-    """The map stays what it is when the candidate's units are renumbered, and the score becomes a draw of the null."""
-    original = weights("base")
+def units_renumbered(model: Weights, seed: int) -> Weights:
+    """The same model, the units of every MLP in another order."""
     generator = torch.Generator().manual_seed(seed)
-    shuffled = dict(original.tensors)
+    shuffled = dict(model.tensors)
     for layer in example("base").layers:
         start = f"model.layers.{layer}.mlp."
-        order = torch.randperm(original.tensors[f"{start}up_proj.weight"].shape[0], generator=generator)
+        order = torch.randperm(model.tensors[f"{start}up_proj.weight"].shape[0], generator=generator)
         for kind in ("gate", "up"):
-            shuffled[f"{start}{kind}_proj.weight"] = original.tensors[f"{start}{kind}_proj.weight"][order]
-        shuffled[f"{start}down_proj.weight"] = original.tensors[f"{start}down_proj.weight"][:, order]
-    save(tmp_path / "shuffled", replace(original, tensors=shuffled))
-    ours, again, theirs = opened(examples / "base"), opened(tmp_path / "shuffled"), opened(examples / "base")
-    maps = [pair_mlps(*sample_mlps(model, theirs)).mapped for model in (ours, again)]
+            shuffled[f"{start}{kind}_proj.weight"] = model.tensors[f"{start}{kind}_proj.weight"][order]
+        shuffled[f"{start}down_proj.weight"] = model.tensors[f"{start}down_proj.weight"][:, order]
+    return replace(model, tensors=shuffled)
+
+
+@pytest.mark.parametrize("candidate", ["independent", "base"])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_null_is_exact_given_the_map(examples: Path, tmp_path: Path, candidate: str, seed: int) -> None:
+    """The map stays what it is when the reference's units are renumbered, and the score becomes a draw of the null."""
+    save(tmp_path / "renumbered", units_renumbered(weights("base"), seed))
+    ours, theirs, again = opened(examples / candidate), opened(examples / "base"), opened(tmp_path / "renumbered")
+    maps = [pair_mlps(*sample_mlps(ours, model)).mapped for model in (theirs, again)]
     assert maps[0] == maps[1]
-    found = mapped_units(again, theirs, maps[1])
+    found = mapped_units(ours, again, maps[1])
+    assert found.groups
     assert all(abs(group.test.z or math.inf) < 5 for group in found.groups)
+
+
+def test_every_mlp_is_used_once_in_the_first_pair_that_has_it(examples: Path) -> None:
+    """Experts that stem from one MLP are no further observations of it."""
+    model = opened(examples / "base")
+    (first,), (second,), (third,) = (model.mlps(layer) for layer in range(3))
+    pairs = [(first, second), (third, second), (first, third), (second, first)]
+    found = mapped_units(model, model, pairs)
+    assert [group.module for group in found.groups] == [
+        "layer 0 (dense) = layer 1 (dense)",
+        "layer 1 (dense) = layer 0 (dense)",
+    ]
+    # A pair that was tested in place is a pair of its MLPs too.
+    found = mapped_units(model, model, [(first, first), (second, first)], [(0, "mlp", None)])
+    assert found.groups == ()
+
+
+def test_a_weight_that_is_not_finite_costs_no_other_mlp(
+    tmp_path: Path, open_pair: Callable[..., Any], examples: Path
+) -> None:
+    broken = dict(weights("base").tensors)
+    name = "model.layers.1.mlp.up_proj.weight"
+    broken[name] = broken[name].clone()
+    broken[name][3, 5] = math.nan
+    save(tmp_path / "broken", replace(weights("base"), tensors=broken))
+    pair = open_pair(tmp_path / "broken", examples / "base")
+    blocks = pair.once(measures.matching_by_anchors).blocks
+    assert len(blocks) == len(example("base").layers)
+    assert all(block.matching.agreement > 0.9 for block in blocks)
+    found = measured(tmp_path / "broken", examples / "base")
+    assert [group.test.effect is None for group in found.groups] == [group.layer == 1 for group in found.groups]
+    assert with_mapped(None, found) is not None
+
+
+def test_an_mlp_without_finite_weights_costs_no_other(tmp_path: Path, examples: Path) -> None:
+    broken = dict(weights("base").tensors)
+    name = "model.layers.2.mlp.gate_proj.weight"
+    broken[name] = torch.full_like(broken[name], math.nan)
+    ours = save(tmp_path / "broken", replace(weights("base"), tensors=broken))
+    samples, _ = sample_mlps(ours, opened(examples / "base"))
+    assert [samples.neurons(place).count > 0 for layer in ours.layers for place in ours.mlps(layer)] == [
+        layer != 2 for layer in ours.layers
+    ]
+    found = measured(tmp_path / "broken", examples / "base")
+    assert {group.layer for group in found.groups if group.test.effect is not None} >= {*ours.layers} - {2}

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checks.checkpoint.checkpoint import Checkpoint
-from checks.pair.neurons import neuron_groups
-from checks.statistics.units import UnitTest, combine, critical_z
+from checks.pair.neurons import NeuronGroup, joint_tests, neuron_groups, unit_tests
+from checks.statistics.units import UnitTest, combine, critical_z, unit_permutation_test
 from tests.pair.random_tensors import Tensors, mixtral, noisy, normal
 
 Llama = Callable[..., Tensors]
@@ -101,3 +101,37 @@ def test_detectable_effect_falls_with_the_number_of_layers(layers: int, score: f
     assert many is not None
     critical = critical_z(1e-6, 1)
     assert many.detectable_effect(critical) == pytest.approx(one.detectable_effect(critical) / math.sqrt(layers))
+
+
+def routed(layer: int, expert: int | None, test: UnitTest) -> NeuronGroup:
+    category = "mlp" if expert is None else "routed expert"
+    return NeuronGroup(f"layers.{layer}.{expert}", layer, category, expert, 1, test, None)
+
+
+def test_experts_of_two_models_made_from_dense_ones_count_once() -> None:
+    """Each expert is a slightly changed copy of its model's dense MLP, so that all scores of a layer are the same."""
+    scores = []
+    for draw in range(200):
+        groups = []
+        for layer in range(2):
+            ours, theirs = normal(4 * draw + layer, 20, 6), normal(4 * draw + layer + 100_002, 20, 6)
+            for expert in range(8):
+                views = [base + 0.1 * normal(expert + 50 * side, 20, 6) for side, base in enumerate((ours, theirs))]
+                groups.append(routed(layer, expert, unit_permutation_test(views[:1], views[1:])))
+        (joint,) = joint_tests(groups)
+        assert joint.tests == 2
+        scores.append(joint.z)
+    assert 0.8 < torch.tensor(scores).std() < 1.2
+
+
+def test_dense_and_shared_mlps_count_each_and_experts_once_a_layer() -> None:
+    dense, one, other = UnitTest(1.0, 0.1, 10.0, 8), UnitTest(2.0, 0.1, 20.0, 8), UnitTest(4.0, 0.2, 20.0, 8)
+    groups = [routed(0, None, dense), routed(1, None, dense), routed(1, 0, one), routed(1, 1, other), routed(2, 0, one)]
+    (joint,) = joint_tests(groups)
+    assert joint.tests == 4
+    assert joint.z == pytest.approx((1 + 1 + 3 + 2) / 2)
+    assert joint.z == pytest.approx(joint.effect * joint.total_scale / 2)
+    tests = unit_tests(groups, 5)
+    assert tests is not None
+    assert len(tests.single) == 5
+    assert tests.coverage == 1

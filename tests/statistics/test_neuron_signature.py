@@ -118,7 +118,25 @@ def test_errors() -> None:
         make_neurons(gate[:5], up, down)
     with pytest.raises(ValueError, match="shapes"):
         make_neurons(gate, up, down.T)
-    bad = up.clone()
-    bad[2, 3] = math.nan
-    with pytest.raises(ValueError, match="non-finite"):
-        make_neurons(gate, bad, down)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 3e38])
+def test_a_weight_that_is_not_finite_costs_its_neuron_alone(value: float) -> None:
+    """The norm of a neuron with 3e38 is not finite."""
+    for number in range(3):
+        views = [view.clone() for view in mlp(1)]
+        (views[number].T if number == 2 else views[number])[5, 3] = value
+        found = make_neurons(*views)
+        assert found.numbers.tolist() == [i for i in range(64) if i != 5]
+        assert (found.count, found.total) == (63, 64)
+        without = [view[:, found.numbers] if at == 2 else view[found.numbers] for at, view in enumerate(mlp(1))]
+        expected = make_neurons(*without)
+        assert torch.equal(found.fixed, expected.fixed)
+        assert torch.equal(signature(found), signature(expected))
+        assert torch.allclose(summary(found), summary(expected), atol=1e-6)
+
+
+def test_an_mlp_without_any_finite_neuron_has_none() -> None:
+    gate, up, down = mlp(1)
+    found = make_neurons(gate, torch.full_like(up, math.nan), down, 20)
+    assert (found.count, found.total) == (0, 64)

@@ -135,7 +135,8 @@ def test_what_cannot_be_paired_has_a_reason() -> None:
     assert compare([torch.ones(40, 40)], [torch.ones(40, 40)]).pairs == ()
     short = compare([normal(1, 3, 200)], [normal(1, 3, 200)])
     assert short.pairs[0].z_rows is None
-    assert short.pairs[0].z > 8
+    assert short.pairs[0].z_columns > 8
+    assert short.pairs[0].z is short.pairs[0].log_p is short.pairs[0].effect is None
     with pytest.raises(TypeError, match="dequantise"):
         shape_sample(torch.ones(40, 40, dtype=torch.int8))
 
@@ -164,3 +165,27 @@ def test_elements_that_pair_stand_in_no_tested_row_or_column() -> None:
     at = shape_positions((200, 300))
     pairing, block = (torch.stack([one // 300, one % 300]) for one in at.split([4096, 100 * 128]))
     assert not any(set(one.tolist()) & set(other.tolist()) for one, other in zip(pairing, block, strict=True))
+
+
+def relative_positions(seed: int, window: int, heads: int) -> Tensor:
+    """A table [(2·window - 1)², heads] that falls with the distance in every head, as trained ones do: near is dear."""
+    steps = torch.arange(1.0 - window, window)
+    distance = (steps[:, None].square() + steps.square()).sqrt().reshape(-1, 1)
+    slopes = 0.5 + normal(seed, 1, heads).abs()
+    return 2 - slopes * distance / distance.mean() * 2 + 0.5 * normal(seed + 1, len(distance), heads)
+
+
+@pytest.mark.parametrize(("window", "heads"), [(7, 3), (7, 12), (16, 8)])
+def test_tables_of_relative_positions_do_not_accuse(window: int, heads: int) -> None:
+    """Their rows number positions, and their heads are too few to be tested."""
+    ours, theirs = ([relative_positions(seed + 9 * i, window, heads) for i in range(2)] for seed in (1, 501))
+    found = compare(ours, theirs)
+    assert max(abs(pair.z_columns or pair.z_rows) for pair in found.pairs) > 4
+    assert found.tests == 0
+    assert found.share(ALPHA, 0.0) == 0
+
+
+def test_kernels_of_few_inputs_are_tested_over_their_outputs() -> None:
+    ours, other = normal(1, 64, 3, 7, 7), normal(2, 64, 3, 7, 7)
+    assert compare([ours], [ours + normal(3, 64, 3, 7, 7)]).pairs[0].z > 8
+    assert abs(compare([ours], [other]).pairs[0].z) < 4

@@ -12,6 +12,7 @@ from torch import Tensor
 from checks.statistics import units
 from checks.statistics.units import (
     UnitTest,
+    as_one_observation,
     combine,
     critical_z,
     stouffer,
@@ -297,6 +298,30 @@ def test_combined_score_of_real_tests_is_effect_times_scale(seed: int, layers: i
     total = sum(test.scale for test in tests if test.scale is not None)
     assert combined.z == pytest.approx(combined.effect * total / math.sqrt(layers), rel=1e-9, abs=1e-9)
     assert combined.z == pytest.approx(stouffer(test.z for test in tests), rel=1e-12, abs=1e-12)
+
+
+def test_one_observation_is_the_mean_score_and_effect_times_scale() -> None:
+    found = as_one_observation(SOME_TESTS)
+    assert found is not None
+    assert (found.z, found.scale, found.units) == (3.5, 20.0, 16)
+    assert found.effect == pytest.approx((10 * 0.1 + 30 * 0.2) / 40)
+    assert found.z == pytest.approx(found.effect * found.scale)
+    alone = as_one_observation(SOME_TESTS[:1])
+    assert alone is not None
+    assert (alone.z, alone.effect, alone.scale) == (1.0, 0.1, 10.0)
+    assert as_one_observation(SOME_TESTS[1:2]) is as_one_observation([]) is None
+
+
+@given(scores=st.lists(st.floats(-50, 50), min_size=1, max_size=20))
+def test_copies_of_one_observation_are_one_observation(scores: list[float]) -> None:
+    """However often an MLP was copied into experts, its score counts once."""
+    tests = [UnitTest(z, z / 20, 20.0, 8) for z in scores]
+    once = combine(tests)
+    copied = combine(one for test in tests if (one := as_one_observation([test] * 8)))
+    assert once is not None
+    assert copied is not None
+    assert copied.z == pytest.approx(once.z)
+    assert copied.detectable_effect(5.0) == pytest.approx(once.detectable_effect(5.0))
 
 
 def test_combine_of_nothing_is_none() -> None:
