@@ -7,9 +7,10 @@ Nothing is run or asked unless the claim says where the candidate answers.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from checks.applicable import require_text_decoder
 from checks.evidence.decisions import Decision, decide_by_bands
 from checks.evidence.record import CONTRADICTS, INCONCLUSIVE, SUPPORTS
 from checks.generation.agreement import decide_agreement
@@ -17,7 +18,9 @@ from checks.generation.agreement import decide_agreement
 if TYPE_CHECKING:
     from checks.evidence.judge import Judge
     from checks.generation.asked_claim import AskedClaim
+    from checks.generation.asking import Respondents
     from checks.generation.prompts import Prompt, Question
+    from checks.generation.text_model import TextModel
     from checks.pair.candidate import Candidate
     from checks.statistics.agreement import ControlledAgreement
     from checks.statistics.cutoff import CutoffEstimate, DatedAnswer
@@ -29,7 +32,6 @@ FEWEST_WORDS = 5
 MOST_WORDS = 60
 FEWEST_REPLIES = 12
 FEWEST_DISTINCT_WORDS = 10
-LONGEST_KEPT = 300  # characters of one answer in the record
 
 # Knowledge: guessing must be excluded at this level, and old outcomes known this often, before anything is concluded.
 SURE = 0.001
@@ -109,7 +111,7 @@ def knowledge_cutoff(candidate: Candidate, judge: Judge) -> None:
         last_year=vars(near),
         after=vars(after),
         estimate=_estimated(estimate),
-        references=_reference_cutoffs(claim, asked.questions),
+        **_reference_cutoffs(claim, asked.questions),
         answers=_marked([*old, *later], [*texts, *later_texts], [*dated, *dated_later]),
         **common,
     )
@@ -142,16 +144,7 @@ def refusals(candidate: Candidate, judge: Judge) -> None:
         except NotOffered as error:
             judge.not_applicable(f"the candidate does not answer in chat: {error}", **common)
     _require_controls(judge, panel.models, **common, answers={"candidate": _kept(asked.prompts, ours)})
-    theirs: dict[str, list[str]] = {}
-    for name, open_model in panel.models.items():
-        with open_model() as model:
-            common["asked"][name] = model.description
-            try:
-                theirs[name] = replies(model, asked.prompts)
-            except NotOffered:
-                common["not_asked"][name] = "does not answer in chat"
-    common["answers"] = {name: _kept(asked.prompts, texts) for name, texts in {"candidate": ours, **theirs}.items()}
-    _require_controls(judge, theirs, **common)
+    theirs = _asked_references(judge, panel, lambda model: replies(model, asked.prompts), asked.prompts, ours, common)
     spoken = {name: [words(said(text))[:MOST_WORDS] for text in texts] for name, texts in theirs.items()}
     own = [words(said(text))[:MOST_WORDS] for text in ours]
     counted = [index for index, one in enumerate(own) if len(one) >= FEWEST_WORDS]
@@ -192,27 +185,21 @@ def next_token(candidate: Candidate, judge: Judge) -> None:
     with claim.open_candidate() as model:
         common["asked"] = {"candidate": model.description}
         try:
-            texts = {"candidate": beginnings(model, asked.prompts)}
+            texts = beginnings(model, asked.prompts)
         except NotOffered as error:
             judge.not_applicable(f"the candidate does not continue text: {error}", **common)
-    ours = [first_word(text) for text in texts["candidate"]]
+    ours = [first_word(text) for text in texts]
     distinct = len(set(ours) - {""})
     if distinct < FEWEST_DISTINCT_WORDS:
         judge.inconclusive(
             f"no power: the candidate goes on with only {distinct} different words",
-            answers={"candidate": _kept(asked.prompts, texts["candidate"])},
+            answers={"candidate": _kept(asked.prompts, texts)},
             **common,
         )
-    for name, open_model in panel.models.items():
-        with open_model() as model:
-            common["asked"][name] = model.description
-            try:
-                texts[name] = beginnings(model, asked.prompts)
-            except NotOffered:
-                common["not_asked"][name] = "does not continue text"
-    common["answers"] = {name: _kept(asked.prompts, answers) for name, answers in texts.items()}
-    chosen = {name: [first_word(text) for text in texts[name]] for name in panel.models if name in texts}
-    _require_controls(judge, chosen, **common)
+    theirs = _asked_references(
+        judge, panel, lambda model: beginnings(model, asked.prompts), asked.prompts, texts, common
+    )
+    chosen = {name: [first_word(text) for text in answers] for name, answers in theirs.items()}
     found = equal_answers(ours, chosen, _level(judge, len(chosen)), claim.related())
     _judge_agreements(judge, found, claim, "next words", distinct_words=distinct, **common)
 
@@ -221,8 +208,7 @@ def _asked(candidate: Candidate, judge: Judge) -> AskedClaim:
     """What asking needs. Not applicable where the claim does not say where the candidate answers."""
     from checks.generation.asked_claim import asked_claim
 
-    if candidate.component not in (None, "text", "model"):
-        judge.not_applicable("behaviour is judged with the text decoder")
+    require_text_decoder(candidate, judge, "behaviour")
     found = asked_claim(candidate)
     if found is None:
         judge.not_applicable(
@@ -241,6 +227,30 @@ def _require_controls(judge: Judge, answering: Mapping[str, object], **details: 
             f"that each has {FEWEST_CONTROLS} controls",
             **details,
         )
+
+
+def _asked_references(
+    judge: Judge,
+    panel: Respondents,
+    ask: Callable[[TextModel], list[str]],
+    prompts: Sequence[Prompt],
+    ours: Sequence[str],
+    common: dict[str, Any],
+) -> dict[str, list[str]]:
+    """The answers of the references, all that was asked and answered noted in `common`.
+
+    Raises ModelUnavailable when too few are left because one could not be asked.
+    """
+    from checks.generation.asking import ask_each
+
+    asked = ask_each(panel.models, ask)
+    common["asked"].update(asked.described)
+    common["not_asked"].update(asked.not_asked)
+    common["answers"] = {name: _kept(prompts, texts) for name, texts in {"candidate": ours, **asked.answers}.items()}
+    if len(asked.answers) <= FEWEST_CONTROLS and asked.failure is not None:
+        raise asked.failure
+    _require_controls(judge, asked.answers, **common)
+    return asked.answers
 
 
 def _level(judge: Judge, tests: int) -> float:
@@ -270,7 +280,7 @@ def _judge_agreements(
 
 
 def _kept(prompts: Sequence[Prompt], texts: Sequence[str]) -> dict[str, str]:
-    return {prompt.id: text[:LONGEST_KEPT] for prompt, text in zip(prompts, texts, strict=True)}
+    return {prompt.id: text for prompt, text in zip(prompts, texts, strict=True)}
 
 
 # Knowledge
@@ -297,7 +307,7 @@ def _marked(
     questions: Sequence[Question], texts: Sequence[str], answers: Sequence[DatedAnswer]
 ) -> dict[str, dict[str, Any]]:
     return {
-        question.id: {"date": question.date, "answer": text[:LONGEST_KEPT], "right": answer.right}
+        question.id: {"date": question.date, "answer": text, "right": answer.right}
         for question, text, answer in zip(questions, texts, answers, strict=True)
     }
 
@@ -321,15 +331,18 @@ def _estimated(estimate: CutoffEstimate | None) -> dict[str, str] | None:
     return {name: month_name(value) for name, value in vars(estimate).items()}
 
 
-def _reference_cutoffs(claim: AskedClaim, questions: Sequence[Question]) -> dict[str, dict[str, str] | None]:
+def _reference_cutoffs(claim: AskedClaim, questions: Sequence[Question]) -> dict[str, Any]:
     """The cutoff that each reference's answers suggest; for the record, since unrelated models share one too."""
-    from checks.generation.asking import facts
+    from checks.generation.asking import ask_each, facts
     from checks.generation.prompts import knowledge_questions
     from checks.statistics.cutoff import estimate_cutoff
 
-    found = {}
-    for name, open_model in claim.respondents().models.items():
-        with open_model() as model:
-            answers = _dated(questions, facts(model, questions, knowledge_questions()))
-        found[name] = _estimated(estimate_cutoff(answers))
-    return found
+    panel = claim.respondents()
+    asked = ask_each(panel.models, lambda model: facts(model, questions, knowledge_questions()))
+    dated = {name: _dated(questions, texts) for name, texts in asked.answers.items()}
+    return {
+        "references": {name: _estimated(estimate_cutoff(answers)) for name, answers in dated.items()},
+        "references_answers": {name: _marked(questions, asked.answers[name], dated[name]) for name in dated},
+        "references_asked": asked.described,
+        "not_asked": {**panel.not_asked, **asked.not_asked},
+    }

@@ -1,10 +1,12 @@
-"""Train the example checkpoints: three small language models of about one million parameters each.
+"""Train the example checkpoints: small language models of about one million parameters, and a smaller one.
 
-    python examples/train.py [--output examples/checkpoints] [--only base|independent|derived]
+    python examples/train.py [--output examples/checkpoints] [--only base|independent|derived|continued|control]
 
 ``base``         trained from random weights on one half of Python's own documentation,
 ``independent``  trained from other random weights on the other half (same shape, same tokenizer),
-``derived``      ``base`` trained further on the source code of the standard library.
+``derived``      ``base`` trained further on the source code of the standard library,
+``continued``    ``base`` trained further on its own text, its log numbered on from where ``base`` ended,
+``control``      a quarter of the size, trained from random weights on the same half as ``independent``.
 
 All text ships with the interpreter; nothing is downloaded. One run takes about ten minutes on one CPU core.
 """
@@ -56,12 +58,19 @@ class Recipe:
     warmup: int
     parent: str | None = None
     """The example checkpoint whose weights it starts from; None: random weights."""
+    first_step: int = 1
+    """The number of its first step; a continued training counts on."""
+    width: int = 128
+    layers: int = 4
 
 
 RECIPES = {
     "base": Recipe(text="docs_a", seed=1, steps=1200, learning_rate=3e-3, warmup=60),
     "independent": Recipe(text="docs_b", seed=2, steps=1200, learning_rate=3e-3, warmup=60),
     "derived": Recipe(text="code", seed=3, steps=400, learning_rate=1e-3, warmup=20, parent="base"),
+    # base ends at this learning rate
+    "continued": Recipe(text="docs_a", seed=4, steps=200, learning_rate=3e-4, warmup=0, parent="base", first_step=1201),
+    "control": Recipe(text="docs_b", seed=5, steps=300, learning_rate=3e-3, warmup=30, width=64, layers=2),
 }
 
 
@@ -163,13 +172,13 @@ def batches(stream: torch.Tensor, seed: int) -> Iterator[torch.Tensor]:
 # --- model and training ---------------------------------------------------------------------------
 
 
-def new_model(seed: int, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A Llama-shaped model with random weights: about one million parameters with the full vocabulary."""
+def new_model(seed: int, tokenizer: PreTrainedTokenizerFast, width: int = 128, layers: int = 4) -> LlamaForCausalLM:
+    """A Llama-shaped model with random weights: by default about one million parameters with the full vocabulary."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=352,
-        num_hidden_layers=4,
+        hidden_size=width,
+        intermediate_size=width * 11 // 4,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=CONTEXT,
@@ -215,7 +224,8 @@ def train_model(model: LlamaForCausalLM, stream: torch.Tensor, recipe: Recipe) -
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if step == 1 or step % LOG_EVERY == 0 or step == recipe.steps:
-            entry = {"step": step, "tokens": step * batch.numel(), "loss": loss.item(), "learning_rate": rate}
+            number = recipe.first_step + step - 1
+            entry = {"step": number, "tokens": number * batch.numel(), "loss": loss.item(), "learning_rate": rate}
             log.append({key: round(value, 6) for key, value in entry.items()})
         if step % 100 == 0:
             print(f"step {step} of {recipe.steps}: loss {loss.item():.3f}", flush=True)
@@ -238,7 +248,7 @@ def make_checkpoint(name: str, recipe: Recipe, parts: dict[str, list[str]], outp
     started = time.perf_counter()
     if recipe.parent is None:
         tokenizer = train_tokenizer(parts["docs_a"] + parts["docs_b"])
-        model = new_model(recipe.seed, tokenizer)
+        model = new_model(recipe.seed, tokenizer, recipe.width, recipe.layers)
     else:
         tokenizer = wrap(Tokenizer.from_file(str(output / recipe.parent / "tokenizer.json")))
         model = LlamaForCausalLM.from_pretrained(output / recipe.parent, dtype=torch.float32)
@@ -249,7 +259,7 @@ def make_checkpoint(name: str, recipe: Recipe, parts: dict[str, list[str]], outp
         **asdict(recipe),
         "parameters": model.num_parameters(),
         "text_tokens": len(stream),
-        "trained_tokens": log[-1]["tokens"],
+        "trained_tokens": recipe.steps * BATCH * CONTEXT,
         "validation_loss_before": round(before, 4),
         "validation_loss": round(validation_loss(model, held_out), 4),
         "seconds": round(time.perf_counter() - started),
@@ -262,7 +272,9 @@ def main() -> None:
     """Train the requested examples and record them in training.json next to the checkpoints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "checkpoints")
-    parser.add_argument("--only", choices=sorted(RECIPES), help="train this one only (derived needs base in place)")
+    parser.add_argument(
+        "--only", choices=sorted(RECIPES), help="train this one only (derived and continued need base in place)"
+    )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (the stored checkpoints used 1)")
     arguments = parser.parse_args()
 

@@ -147,6 +147,33 @@ def test_a_base_model_is_asked_by_examples(judged: Judged) -> None:
     assert evidence.outcome == SUPPORTS
 
 
+@pytest.mark.parametrize(("knows", "outcome"), [("2024-06-30", SUPPORTS), ("2025-06-01", CONTRADICTS)])
+def test_a_dead_reference_takes_nothing_from_the_finding(knows: str, outcome: str, judged: Judged) -> None:
+    """r2 is refused, r3 is no model of the server; the others are for the record as ever."""
+    models = {"ours": knows_until(knows), **{name: knows_until("2023-10-01", name=name) for name in ("r1", "r4")}}
+    with serving(models) as endpoint:
+        evidence = judged("behavior.knowledge_cutoff", at(endpoint.address, "2024-06"))
+    assert evidence.outcome == outcome
+    assert set(evidence.details["references"]) == {"r1", "r4"}
+    assert set(evidence.details["not_asked"]) == {"r2", "r3"}
+    assert "does not exist" in evidence.details["not_asked"]["r2"]
+
+
+def test_answers_of_candidate_and_references_are_kept_whole(judged: Judged) -> None:
+    def wordy(text: str) -> str:
+        return f"{knows_until('2024-06-30')(text)}\n{'and so on ' * 100}the end"
+
+    with serving({"ours": wordy, **dict.fromkeys(PANEL, wordy)}) as endpoint:
+        evidence = judged("behavior.knowledge_cutoff", at(endpoint.address, "2024-06"))
+    assert evidence.outcome == SUPPORTS
+    kept = [evidence.details["answers"], *evidence.details["references_answers"].values()]
+    assert len(kept) == 5
+    for answers in kept:
+        assert all(one["answer"].endswith("the end") and len(one["answer"]) > 1000 for one in answers.values())
+    assert set(kept[1]) == {question.id for question in knowledge_questions().questions}
+    json.dumps(evidence.details)
+
+
 # Continuations
 
 
@@ -206,6 +233,30 @@ def test_too_few_references_are_not_asked(judged: Judged) -> None:
     assert set(evidence.details["not_asked"]) == set(PANEL)
 
 
+@pytest.mark.parametrize("check", ["behavior.next_token", "behavior.refusals"])
+def test_a_dead_reference_is_left_out_while_controls_remain(check: str, judged: Judged) -> None:
+    made = goes_on if check == "behavior.next_token" else declines
+    models = {"ours": made("ours", of="r2"), **{name: made(name) for name in (*PANEL, "r5")}}
+    with serving({name: model for name, model in models.items() if name != "r1"}) as endpoint:
+        names = (*PANEL, "r5")
+        behavior = Behavior(endpoint.address, "ours", None, None, tuple((name, name) for name in names))
+        evidence = judged(check, candidate(behavior, {name: ModelSource(name=name) for name in names}))
+    assert evidence.outcome == CONTRADICTS
+    assert evidence.details["nearest"] == "r2"
+    assert set(evidence.details["not_asked"]) == {"r1"}
+    assert set(evidence.details["answers"]) == set(evidence.details["asked"]) == {"candidate", "r2", "r3", "r4", "r5"}
+
+
+@pytest.mark.parametrize("check", ["behavior.next_token", "behavior.refusals"])
+def test_too_few_controls_left_by_a_dead_reference_is_unavailable(check: str, judged: Judged) -> None:
+    made = goes_on if check == "behavior.next_token" else declines
+    with (
+        serving({name: made(name) for name in ("ours", *PANEL[1:])}) as endpoint,
+        pytest.raises(CheckpointUnavailable, match="does not exist"),
+    ):
+        judged(check, at(endpoint.address))
+
+
 # Refusals
 
 
@@ -248,7 +299,42 @@ def test_a_base_model_does_not_decline(judged: Judged) -> None:
         assert len(endpoint.requests) == 1
 
 
+def test_whole_replies_are_kept(judged: Judged) -> None:
+    def long(name: str) -> Callable[[str], str]:
+        return lambda text: f"{declines(name)(text)} {'w ' * 400}the end"
+
+    with serving({name: long(name) for name in ("ours", *PANEL)}) as endpoint:
+        evidence = judged("behavior.refusals", at(endpoint.address))
+    for replies in evidence.details["answers"].values():
+        assert all(reply.endswith("the end") for reply in replies.values())
+
+
 # Local models
+
+
+@pytest.mark.parametrize(
+    ("subject", "panel"),
+    [
+        ("continued", ("base", "derived", "independent", "control")),
+        ("independent", ("base", "derived", "continued", "control")),
+    ],
+)
+def test_trained_models_are_asked_how_they_go_on(
+    subject: str, panel: tuple[str, ...], examples: Path, judged: Judged
+) -> None:
+    """Base trained on for a while is found among three other models; one trained from scratch accuses nobody."""
+    references = {name: ModelSource(name=name, path=str(examples / name)) for name in panel}
+    evidence = judged("behavior.next_token", candidate(Behavior(directory=str(examples / subject)), references))
+    assert all(one["controls"] == 3 for one in evidence.details["agreements"])
+    assert evidence.value is not None
+    if subject == "continued":
+        assert evidence.outcome == CONTRADICTS
+        assert evidence.details["nearest"] == "base"
+        assert evidence.details["corrected_p"] < 1e-4
+    else:
+        assert evidence.outcome == INCONCLUSIVE
+        assert "no power" in evidence.reason
+        assert evidence.details["corrected_p"] > 0.05
 
 
 def test_local_models_without_knowledge_or_chat(examples: Path, judged: Judged) -> None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from checks.claim.behavior import Behavior
 from checks.claim.model import ModelSource
 from checks.generation.endpoint import EndpointTextModel
 from checks.generation.local import LocalTextModel
 from checks.generation.prompts import Prompt, Question, QuestionSet
-from checks.generation.text_model import LocalModelUnavailable, NotOffered, TextModel
+from checks.generation.text_model import LocalModelUnavailable, ModelUnavailable, NotOffered, TextModel
 
 CONTINUATION_TOKENS = 6  # enough for the first word in nearly any tokenizer
 REPLY_TOKENS = 96
@@ -69,9 +69,37 @@ def respondents(
     return Respondents(models, not_asked)
 
 
+@dataclass
+class Asked:
+    """What models answered, in their order, and why the others did not.
+
+    failure: the first that a model could not be asked for, other than that it has no such form of answer.
+    """
+
+    answers: dict[str, list[str]] = field(default_factory=dict)
+    described: dict[str, dict[str, Any]] = field(default_factory=dict)
+    not_asked: dict[str, str] = field(default_factory=dict)
+    failure: ModelUnavailable | None = None
+
+
+def ask_each(models: Mapping[str, Callable[[], TextModel]], ask: Callable[[TextModel], list[str]]) -> Asked:
+    """Asks one model after the other. One that cannot be asked takes nothing from the others."""
+    asked = Asked()
+    for name, open_model in models.items():
+        try:
+            with open_model() as model:
+                asked.answers[name] = ask(model)
+                asked.described[name] = model.description
+        except ModelUnavailable as error:
+            asked.not_asked[name] = str(error)
+            if not isinstance(error, NotOffered):
+                asked.failure = asked.failure or error
+    return asked
+
+
 def beginnings(model: TextModel, prompts: Sequence[Prompt]) -> list[str]:
     """How the model goes on after each prompt, as it came. Raises NotOffered, ModelUnavailable."""
-    return [model.complete(prompt.text, CONTINUATION_TOKENS) for prompt in prompts]
+    return model.complete_all([prompt.text for prompt in prompts], CONTINUATION_TOKENS)
 
 
 def replies(model: TextModel, prompts: Sequence[Prompt]) -> list[str]:

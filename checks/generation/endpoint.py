@@ -6,7 +6,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from types import TracebackType
@@ -33,6 +33,9 @@ LARGEST_BODY = 1_000_000  # bytes
 SEED = 0
 PASSING = frozenset({408, 425, 500, 502, 503, 504})
 NO_SUCH_ROUTE = frozenset({404, 405, 501})
+
+# OpenAI's words for a model asked in the other form: "This is (not) a chat model and (thus) not supported in …".
+_OTHER_FORM = re.compile(r"\ba chat model\b.{0,40}\bnot supported\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,10 @@ class EndpointTextModel:
     def complete(self, text: str, tokens: int) -> str:
         """What follows `text` by `/completions`. Raises NotOffered, ModelUnavailable."""
         return self._ask("/completions", {"prompt": text}, tokens, _completion_text)
+
+    def complete_all(self, texts: Sequence[str], tokens: int) -> list[str]:
+        """What follows each of the texts, asked one after the other. Raises NotOffered, ModelUnavailable."""
+        return [self.complete(text, tokens) for text in texts]
 
     def reply(self, message: str, tokens: int) -> str:
         """The reply to a message by `/chat/completions`. Raises NotOffered, ModelUnavailable."""
@@ -204,6 +211,8 @@ class EndpointTextModel:
             return EndpointBusy(f"{where} limits the rate ({said}); try again later"), _retry_after(headers)
         if status in PASSING:
             return EndpointUnreachable(f"{where} fails (HTTP {status}, {said}); try again later"), _retry_after(headers)
+        if status in NO_SUCH_ROUTE | {400} and _OTHER_FORM.search(text[:2000]):
+            return NotOffered(f"{where} is not offered for this model ({said})"), None
         names_model = re.search(r"\bmodel\b", text[:2000], re.IGNORECASE) is not None
         if status in NO_SUCH_ROUTE and not names_model:
             return NotOffered(f"{where} is not offered (HTTP {status})"), None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -10,6 +10,8 @@ from typing import Any, Self
 
 from checks.checkpoint.index import shown
 from checks.generation.text_model import LocalModelUnavailable, NotOffered, bounded, kept
+
+TOGETHER = 16  # texts of one length that run at once
 
 # Weights, activations and the cache of a short text need little more than the weights.
 MEMORY_FOR_WEIGHTS = 1.2
@@ -20,7 +22,7 @@ _FAILURES = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportErr
 
 
 class LocalTextModel:
-    """Runs a checkpoint with transformers. One text at a time: padding would change the last digits.
+    """Runs a checkpoint with transformers. Nothing is padded: padding would change the last digits.
 
     directory: config.json, safetensors and tokenizer files. device: asked for when the model is loaded, since choosing
     imports torch.
@@ -40,8 +42,27 @@ class LocalTextModel:
 
     def complete(self, text: str, tokens: int) -> str:
         """The greedy continuation of `text`. Raises LocalModelUnavailable."""
+        return self.complete_all([text], tokens)[0]
+
+    def complete_all(self, texts: Sequence[str], tokens: int) -> list[str]:
+        """The greedy continuation of each text; those of equal length in tokens run together.
+
+        The same texts make the same batches, so that copies of a model answer alike. Raises LocalModelUnavailable.
+        """
         self._load()
-        return self._generate(text, tokens, add_special_tokens=True)
+        of_length: dict[int, list[int]] = {}
+        with self._explained("its tokenizer cannot be used"):
+            rows = [self._tokenizer(text)["input_ids"] for text in texts]
+        for index, row in enumerate(rows):
+            of_length.setdefault(len(row), []).append(index)
+        answers = [""] * len(texts)
+        for alike in of_length.values():
+            for start in range(0, len(alike), TOGETHER):
+                chosen = alike[start : start + TOGETHER]
+                made = self._generate([rows[index] for index in chosen], tokens)
+                for index, answer in zip(chosen, made, strict=True):
+                    answers[index] = answer
+        return answers
 
     def reply(self, message: str, tokens: int) -> str:
         """The greedy reply by the checkpoint's chat template. Raises NotOffered without one, LocalModelUnavailable."""
@@ -52,7 +73,8 @@ class LocalTextModel:
             text = self._tokenizer.apply_chat_template(
                 [{"role": "user", "content": message}], add_generation_prompt=True, tokenize=False
             )
-        return self._generate(str(text), tokens, add_special_tokens=False)
+            ids = self._tokenizer(str(text), add_special_tokens=False)["input_ids"]
+        return self._generate([ids], tokens)[0]
 
     def __enter__(self) -> Self:
         return self
@@ -62,12 +84,12 @@ class LocalTextModel:
     ) -> None:
         self._model = self._tokenizer = None
 
-    def _generate(self, text: str, tokens: int, *, add_special_tokens: bool) -> str:
+    def _generate(self, rows: Sequence[Sequence[int]], tokens: int) -> list[str]:
+        """The text that follows each row of token ids, all of one length."""
         import torch
 
         with self._explained("it cannot be run"), torch.inference_mode():
-            inputs = self._tokenizer(text, return_tensors="pt", add_special_tokens=add_special_tokens)
-            ids = inputs["input_ids"].to(self._model.device)
+            ids = torch.tensor(rows, dtype=torch.long, device=self._model.device)
             if not ids.shape[1]:
                 raise ValueError("the tokenizer makes no token of the prompt")
             made = self._model.generate(
@@ -77,7 +99,7 @@ class LocalTextModel:
                 do_sample=False,
                 num_beams=1,
             )
-            return kept(str(self._tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)))
+            return [kept(str(self._tokenizer.decode(one, skip_special_tokens=True))) for one in made[:, ids.shape[1] :]]
 
     def _load(self) -> None:
         if self._model is not None:

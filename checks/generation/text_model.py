@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -52,6 +53,9 @@ class TextModel(Protocol):
 
     def complete(self, text: str, tokens: int) -> str:
         """What follows `text`, of at most so many new tokens. Raises NotOffered, ModelUnavailable."""
+
+    def complete_all(self, texts: Sequence[str], tokens: int) -> list[str]:
+        """What follows each of the texts, in their order. Raises NotOffered, ModelUnavailable."""
 
     def reply(self, message: str, tokens: int) -> str:
         """The reply to a user's message in a new conversation. Raises NotOffered, ModelUnavailable."""

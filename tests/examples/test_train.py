@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 CHECKPOINTS = EXAMPLES / "checkpoints"
-NAMES = ["base", "independent", "derived"]
+NAMES = ["base", "independent", "derived", "continued", "control"]
 TEXTS = [
     'def greet(name: str) -> str:\n\treturn f"hello {name}"\n',
     " leading and trailing spaces , and punctuation !  ",
@@ -141,7 +141,7 @@ def test_stored_model_loads_and_predicts(name: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(CHECKPOINTS / name)
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINTS / name)
     assert model.dtype == torch.bfloat16
-    assert 0.9e6 < model.num_parameters() < 1.1e6
+    assert (0.2e6 < model.num_parameters() < 0.25e6) if name == "control" else (0.9e6 < model.num_parameters() < 1.1e6)
     assert len(tokenizer) == model.config.vocab_size
     text = "Return the number of items in the list. If the value is not found, raise ValueError."
     ids = tokenizer(text, return_tensors="pt").input_ids
@@ -181,8 +181,8 @@ def test_stored_tensors_are_finite_bf16_and_match_the_config(name: str) -> None:
 def test_stored_norms_are_trained(name: str) -> None:
     tensors = load_file(CHECKPOINTS / name / "model.safetensors")
     norms = [tensor.float() for key, tensor in tensors.items() if "norm" in key]
-    assert len(norms) == 9
-    assert all(norm.std() > 0.02 for norm in norms)
+    assert len(norms) == 2 * read_config(name)["num_hidden_layers"] + 1
+    assert all(norm.std() > 0.01 for norm in norms), "fresh ones are all equal"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -196,10 +196,19 @@ def test_stored_tokenizer_gives_text_back(name: str, text: str) -> None:
 def test_stored_log_follows_the_recipe(name: str) -> None:
     recipe = train.RECIPES[name]
     log = read_log(CHECKPOINTS / name)
-    assert [entry["step"] for entry in log] == [1, *range(train.LOG_EVERY, recipe.steps + 1, train.LOG_EVERY)]
-    for entry in log:
+    before = recipe.first_step - 1
+    steps = [int(entry["step"]) - before for entry in log]
+    assert steps == [1, *range(train.LOG_EVERY, recipe.steps + 1, train.LOG_EVERY)]
+    for step, entry in zip(steps, log, strict=True):
         assert entry["tokens"] == entry["step"] * train.BATCH * train.CONTEXT
-        assert entry["learning_rate"] == pytest.approx(train.learning_rate_at(int(entry["step"]), recipe), abs=1e-6)
+        assert entry["learning_rate"] == pytest.approx(train.learning_rate_at(step, recipe), abs=1e-6)
+
+
+def test_continued_goes_on_where_base_ended() -> None:
+    ended, begins = read_log(CHECKPOINTS / "base")[-1], read_log(CHECKPOINTS / "continued")[0]
+    assert begins["step"] == ended["step"] + 1
+    assert begins["learning_rate"] == pytest.approx(ended["learning_rate"], rel=1e-3)
+    assert begins["loss"] == pytest.approx(ended["loss"], abs=0.4)
 
 
 @pytest.mark.parametrize("name", ["base", "independent"])
@@ -218,7 +227,7 @@ def test_derived_loss_starts_far_below_ln_v() -> None:
 
 
 def test_derived_is_near_base_and_independent_is_not() -> None:
-    base, independent, derived = (load_file(CHECKPOINTS / name / "model.safetensors") for name in NAMES)
+    base, independent, derived = (load_file(CHECKPOINTS / name / "model.safetensors") for name in NAMES[:3])
 
     def cosine(one: torch.Tensor, other: torch.Tensor) -> float:
         first, second = (tensor.float().flatten() - tensor.float().mean() for tensor in (one, other))
@@ -235,7 +244,8 @@ def test_training_record_covers_the_stored_checkpoints() -> None:
     assert sorted(record) == sorted(NAMES)
     for name in NAMES:
         assert record[name]["seed"] == train.RECIPES[name].seed
-        assert record[name]["trained_tokens"] == read_log(CHECKPOINTS / name)[-1]["tokens"]
+        before = (train.RECIPES[name].first_step - 1) * train.BATCH * train.CONTEXT
+        assert record[name]["trained_tokens"] == read_log(CHECKPOINTS / name)[-1]["tokens"] - before
         assert {part["sha256"] for part in record[name]["text_parts"].values()}
 
 

@@ -200,6 +200,32 @@ def test_no_chat_template_is_no_chat(endpoint: LoopbackEndpoint) -> None:
         model.reply("one", 5)
 
 
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        (
+            "complete",
+            "This is a chat model and not supported in the v1/completions endpoint. Did you mean to use "
+            "v1/chat/completions?",
+        ),
+        ("reply", "This is not a chat model and thus not supported in the v1/chat/completions endpoint."),
+    ],
+)
+def test_openais_words_for_the_other_form(endpoint: LoopbackEndpoint, form: str, said: str) -> None:
+    """It is no mistake of the claim that a model only chats, and the other form is still asked."""
+    error = {"message": said, "type": "invalid_request_error", "param": "model", "code": None}
+    endpoint.fail(status=404, body=json.dumps({"error": error}).encode())
+    with client(endpoint.address) as model:
+        with pytest.raises(NotOffered, match="chat model"):
+            getattr(model, form)("one", 5)
+        assert model.complete("two", 5) == model.reply("two", 5) == "answer to two"
+
+
+def test_many_texts_are_asked_in_order(endpoint: LoopbackEndpoint) -> None:
+    with client(endpoint.address) as model:
+        assert model.complete_all(["one", "two"], 5) == ["answer to one", "answer to two"]
+
+
 def test_an_unknown_model_is_a_mistake_of_the_claim(endpoint: LoopbackEndpoint) -> None:
     with client(endpoint.address, "other") as model, pytest.raises(EndpointRefused, match=r"behavior\.model"):
         model.reply("one", 5)

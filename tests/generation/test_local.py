@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from checks.checkpoint.errors import CheckpointUnavailable
 from checks.generation.local import LocalTextModel
+from checks.generation.prompts import continuations
 from checks.generation.text_model import LocalModelUnavailable, NotOffered
 
 TEMPLATE = "{% for message in messages %}User: {{ message['content'] }}\n{% endfor %}Assistant:"
@@ -43,6 +44,18 @@ def test_the_text_is_the_greedy_one(examples: Path) -> None:
         assert model.complete(text, 6) == expected
         assert model.complete(text, 6) == expected
         assert expected.startswith(model.complete(text, 2))
+
+
+def test_many_texts_are_answered_as_one_by_one_and_in_order(examples: Path) -> None:
+    texts = [prompt.text for prompt in continuations().prompts[:40:2]]
+    with LocalTextModel(examples / "base", "base") as model:
+        together = model.complete_all(texts, 3)
+        assert together == model.complete_all(texts, 3)
+        alone = [model.complete(text, 3) for text in texts]
+        assert model.complete_all([], 3) == []
+    # Sums in another order may tip a near tie.
+    assert sum(one == other for one, other in zip(together, alone, strict=True)) >= 19
+    assert len(set(alone)) > 5
 
 
 def test_decoding_of_the_checkpoint_does_not_count(copied: Path, examples: Path) -> None:
