@@ -135,7 +135,7 @@ def tokens(candidate: Candidate, judge: Judge) -> None:
         judge.not_applicable("the claim states no active parameters or no tokens", **stated.record())
     value = max(share_of_compute_optimal(count.value, active.value) for count in counts)
     decision = judge.decide(lambda limits: decide_by_bands(limits, value))
-    text = _told([(one.value, 0.0, f"{tokens_per_parameter(one.value, active.value):,.0f}") for one in counts])
+    text = _told([(one.value, 0.0, _few(tokens_per_parameter(one.value, active.value))) for one in counts])
     reason = NOT_PROOF if decision.outcome == SUPPORTS else decision.reason
     decision = replace(decision, reason=f"{text} tokens per active parameter: {reason}")
     total = stated.total()
@@ -274,6 +274,11 @@ class _Statement:
             return Stated(float(getattr(count(architecture), which)), "counted from the configuration")
         except UncountableError:
             return None
+
+
+def _few(number: float) -> str:
+    """A number in two or more digits: 0.41, 8.1, 1,642."""
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
 
 
 def _told(readings: list[tuple[float, float, str]]) -> str:
