@@ -12,6 +12,7 @@ from checks.evidence.decisions import Decision, decide_by_bands, decide_calibrat
 from checks.evidence.record import CONTRADICTS, INCONCLUSIVE, SUPPORTS
 from checks.evidence.sampled import decide_highest_category, decide_summary
 from checks.pair import measures
+from checks.streaming.planned_source import NotPlanned
 
 if TYPE_CHECKING:
     from checks.evidence.judge import Judge
@@ -81,9 +82,10 @@ def _reasons(decisions: Mapping[str, Decision], names: list[str]) -> str:
 
 
 def _equal_tensors(pair: Pair, judge: Judge) -> Decision:
-    if pair.is_sampled:
-        return Decision(INCONCLUSIVE, "hashes need every byte")
-    equal = len(pair.elementwise().identical)
+    try:
+        equal = len(pair.equal_bytes().identical)
+    except NotPlanned as error:
+        return Decision(INCONCLUSIVE, f"not told: {error}")
     return judge.decide(lambda limits: decide_by_bands(limits, equal), "identity.sha256")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import secrets
 from collections.abc import Generator, Iterable
 from functools import cache, partial
 from pathlib import Path
@@ -41,10 +42,15 @@ SUITE = "from scratch"
 HUB: pytest.StashKey[HubAccess] = pytest.StashKey()
 JUDGE = pytest.StashKey[Judge]()
 STORE: pytest.StashKey[ResultStore] = pytest.StashKey()
+SEED = pytest.StashKey[int]()
 EVIDENCE_PROPERTY = "evidence"
 
 BUDGET_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 NO_STORE = "none"
+DRAWN = "drawn"
+# Where a seed that was drawn is kept, and how workers of xdist are handed it.
+SEED_KEY = ("seed", "1")
+SEED_INPUT = "from_scratch_seed"
 # Checks that look for tensors under other names.
 NAMELESS_CHECKS = frozenset({"identity.sketch", "independence.tensors"})
 
@@ -89,7 +95,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="bytes to read of both models of a pair at most, such as 500MB or 5GB "
         "(default: 5GB for screen, a fifth of both for sample)",
     )
-    add("seed", metavar="N", type=int, default=0, help="draws what screen and sample read (default: 0)")
+    add(
+        "seed",
+        metavar="N",
+        type=parse_seed,
+        default=0,
+        help="draws what screen and sample read (default: 0); drawn: a number that nobody knows beforehand, kept with "
+        "the store so that a run resumes with it",
+    )
     add(
         "store",
         metavar="DIR",
@@ -97,6 +110,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="keep measured layers in DIR, so that a killed run resumes and a second one is instant "
         "(default: in pytest's cache; none: keep nothing)",
     )
+
+
+def parse_seed(text: str) -> int | None:
+    """A whole number; None for `drawn`. Raises argparse.ArgumentTypeError."""
+    if text == DRAWN:
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed: expected a whole number, or {DRAWN}") from None
 
 
 def parse_budget(text: str) -> int:
@@ -219,6 +242,21 @@ def store_of(config: pytest.Config) -> ResultStore:
     return config.stash[STORE]
 
 
+def seed_of(config: pytest.Config) -> int:
+    """What draws the part that is read: `--seed`, or the number that was drawn for this store, else for this run.
+
+    Workers of xdist get the controller's.
+    """
+    stated: int | None = config.getoption("from_scratch_seed")
+    if stated is not None:
+        return stated
+    if SEED not in config.stash:
+        handed = getattr(config, "workerinput", {}).get(SEED_INPUT)
+        kept = store_of(config).measure(SEED_KEY, lambda: secrets.randbits(32)) if handed is None else handed
+        config.stash[SEED] = int(kept)
+    return config.stash[SEED]
+
+
 def checks_of(session: pytest.Session, parameter: PairParameter) -> set[str]:
     """The checks of all selected cases of this pair: one pass over the weights serves them all."""
     return {
@@ -260,7 +298,7 @@ def candidate(request: pytest.FixtureRequest) -> Any:
         behavior=parameter.behavior,
         device=partial(device_of, request.config),
         offline=bool(request.config.getoption("from_scratch_offline")),
-        reads_all=request.config.getoption("from_scratch_read") == "full",
+        read=request.config.getoption("from_scratch_read"),
     )
 
 
@@ -286,7 +324,7 @@ def pair(request: pytest.FixtureRequest) -> Any:
         reading=Reading(
             request.config.getoption("from_scratch_read"),
             request.config.getoption("from_scratch_budget"),
-            request.config.getoption("from_scratch_seed"),
+            seed_of(request.config),
         ),
     )
 
@@ -396,6 +434,13 @@ def _cause(raised: BaseException) -> BaseException:
 
 
 # xdist
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Hand a drawn seed to a worker, so that all of them read the same."""
+    if claim_files(node.config) and node.config.getoption("from_scratch_seed") is None:
+        node.workerinput[SEED_INPUT] = seed_of(node.config)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -48,8 +48,8 @@ def _judge(candidate: Candidate, judge: Judge, what: str, search: Any) -> None:
     from checks.checkpoint.canonical import CanonicalModel
     from checks.statistics.self_structure import repeated_runs
 
-    if candidate.checkpoint.directory is None and not candidate.reads_all:
-        judge.inconclusive("read only in part: copies inside a model on the hub are sought with --read full")
+    if not candidate.is_read_in_full:
+        judge.inconclusive("read only in part: copies inside a model are sought with --read full")
     groups: Sequence[SearchedGroup] = search(CanonicalModel(candidate.checkpoint, candidate.device()))
     if not groups:
         judge.not_applicable(f"the candidate has no {what} that could be compared with each other")

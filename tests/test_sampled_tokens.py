@@ -17,6 +17,7 @@ from checks.claim.model import ModelSource
 from checks.pair import measures
 from checks.pair.pair import Pair
 from checks.pair.reading import Reading
+from checks.pair.shared_tokens import shared_tokens_of
 from checks.streaming.read_plan import byte_ranges
 
 SHARED = 96
@@ -185,3 +186,58 @@ def test_no_byte_is_read_but_what_is_planned(models: Models, mode: str) -> None:
         # The tables are not read as wholes.
         size = side.checkpoint.tensors[TABLES[0]].stored
         assert all(stop - start < (size.stop - size.start) / 4 for _, start, stop in recording.reads)
+
+
+def test_a_table_of_positions_has_no_rows_of_tokens(tmp_path: Path, save_checkpoint: Any, made: dict[str, Any]) -> None:
+    """GPT-2 has 1024 positions beside its tokens: shared tokens of larger ids have rows all the same."""
+    sides = []
+    for name, rows in (("own", 4000), ("theirs", 2600)):
+        config = {"model_type": "gpt2", "n_embd": 64, "n_layer": 1, "n_head": 2, "vocab_size": rows}
+        tensors = {
+            "transformer.wte.weight": torch.randn(rows, 64),
+            "transformer.wpe.weight": torch.randn(256, 64),
+            "transformer.ln_f.weight": torch.ones(64),
+            "transformer.h.0.ln_1.weight": torch.ones(64),
+            "transformer.h.0.mlp.c_fc.weight": torch.randn(64, 256),
+            "transformer.h.0.mlp.c_proj.weight": torch.randn(256, 64),
+        }
+        directory = save_checkpoint(name, tensors, config)
+        (directory / "vocab.txt").write_text("\n".join(made[name]))
+        sides.append(Model(ModelSource(name, path=str(directory)), None, ("",)))
+    ids = [{word: number for number, word in enumerate(made[name])} for name in ("own", "theirs")]
+    there = {word for word in ids[0].keys() & ids[1].keys() if ids[0][word] < 4000 and ids[1][word] < 2600}
+    assert 16 < len(there) < SHARED
+    found = shared_tokens_of(*sides)
+    assert {made["own"][one] for one in found.ids[0]} == there
+    assert max(found.ids[0]) > 256
+
+
+def test_ids_without_a_row_take_no_place_in_the_draw(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("checks.pair.shared_tokens.FEWEST_TOKENS", 40)
+    monkeypatch.setattr("checks.pair.shared_tokens.MOST_TOKENS", 40)
+    sides = [Model(ModelSource(name, path=str(models[name])), None, ("",)) for name in ("copied", "base")]
+    assert len(shared_tokens_of(*sides)) == 40
+    more = (models["base"] / "vocab.txt").read_text().split("\n")
+    beyond = [f"own{number}" for number in range(3000)]  # tokens of the other model, without rows here
+    (models["base"] / "vocab.txt").write_text("\n".join([*more, *beyond]))
+    again = [Model(ModelSource(name, path=str(models[name])), None, ("",)) for name in ("copied", "base")]
+    assert shared_tokens_of(*again).ids == shared_tokens_of(*sides).ids
+
+
+def test_a_drawn_seed_is_recorded_and_kept_with_the_store(run: Any) -> None:
+    def seed(store: str, *options: str) -> int:
+        claim = run("copied", *SCREENING, "--seed", "drawn", "--store", store, *options, checks=("embedding.rows",))
+        found: int = evidence(claim, "embedding.rows")["read"]["seed"]
+        return found
+
+    kept = seed("kept")
+    assert seed("kept") == seed("kept", "-n", "1") == kept
+    assert seed("other") != kept
+    assert seed("none") != seed("none")
+
+
+@pytest.mark.parametrize("text", ["", "1.5", "random"])
+def test_what_is_no_seed(pytester: pytest.Pytester, text: str) -> None:
+    result = pytester.runpytest("--seed", text)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*expected a whole number, or drawn*"])

@@ -126,3 +126,26 @@ def test_upcycled_experts_leave_it_open(llama_tensors: Callable[..., Tensors], s
     assert (evidence.outcome, evidence.value) == (INCONCLUSIVE, 12)
     assert evidence.details["runs"] == []
     assert structure("experts", mixture(llama_tensors(1), 2), **MIXTURE).value == 6
+
+
+@pytest.mark.parametrize("check", ["layers", "experts"])
+@pytest.mark.parametrize("mode", ["screen", "sample"])
+def test_what_is_read_in_part_is_not_searched(check: str, mode: str, examples: Path, judged: Test) -> None:
+    source = ModelSource(name="base", path=str(examples / "base"))
+    candidate = Candidate(source, None, ("",), Training(), frozenset(), read=mode)
+
+    class Unread:
+        def read_into(self, shard: str, start: int, buffer: memoryview) -> None:
+            raise AssertionError(f"{shard} is read from {start}")
+
+    candidate.checkpoint.source = Unread()
+    evidence = judged(f"structure.{check}", candidate)
+    assert evidence.outcome == INCONCLUSIVE
+    assert "read only in part" in evidence.reason
+    assert "--read full" in evidence.reason
+
+
+def test_without_read_a_model_on_this_disk_is_searched(examples: Path, judged: Test) -> None:
+    source = ModelSource(name="base", path=str(examples / "base"))
+    candidate = Candidate(source, None, ("",), Training(), frozenset(), read=None)
+    assert judged("structure.layers", candidate).outcome == SUPPORTS

@@ -9,10 +9,14 @@ from checks.checkpoint.model import Model
 from checks.claim.behavior import Behavior
 from checks.claim.model import ModelSource
 from checks.claim.training import Training
+from checks.streaming.read_plan import FULL
 
 
 class Candidate(Model):
-    """The model that a claim is about, with what the claim says of its training and the names of its panel."""
+    """The model that a claim is about, with what the claim says of its training and the names of its panel.
+
+    `read`: what `--read` says; None where it says nothing.
+    """
 
     def __init__(
         self,
@@ -28,7 +32,7 @@ class Candidate(Model):
         behavior: Behavior | None = None,
         device: Callable[[], str] = lambda: "cpu",
         offline: bool = False,
-        reads_all: bool = True,
+        read: str | None = FULL,
     ) -> None:
         super().__init__(source, component, prefixes, hub)
         self.training = training
@@ -38,4 +42,9 @@ class Candidate(Model):
         self.behavior = behavior
         self.device = device
         self.offline = offline
-        self.reads_all = reads_all
+        self.read = read
+
+    @property
+    def is_read_in_full(self) -> bool:
+        """May a check read all of its weights? `--read full` says so; without `--read` those on this disk are."""
+        return self.read == FULL or (self.read is None and self.checkpoint.directory is not None)

@@ -11,6 +11,8 @@ from checks.checkpoint.canonical import CanonicalModel
 from checks.checkpoint.checkpoint import Checkpoint
 from checks.checkpoint.errors import CheckpointUnavailable
 from checks.checkpoint.model import Model
+from checks.checkpoint.parts import MLP_PARTS
+from checks.checkpoint.roles import Role, TensorRole
 from checks.pair.comparison import Comparison, compare, compare_part
 from checks.pair.kept import measured
 from checks.pair.matching import mlp_pairs
@@ -112,6 +114,13 @@ class Pair:
             )
         return self.comparison()
 
+    def equal_bytes(self) -> Comparison:
+        """A comparison whose `identical` tells: by all bytes, or which tensors published digests show to be equal.
+
+        Raises CheckpointUnavailable: NotPlanned if the weights are read in part and no digest shows any.
+        """
+        return self.comparison() if self.is_sampled and self.comparison().identical else self.elementwise()
+
     def comparison(self) -> Comparison:
         """Cosines of the pair, estimated where the weights are read in part. See Comparison.is_sampled.
 
@@ -166,14 +175,11 @@ class Pair:
     def units(self) -> UnitTests | None:
         """The permutation tests of all MLPs together; None when no MLP of equal shape can be tested.
 
-        Coverage is the share of the MLPs of the read layers, where layers are read that may support.
+        Coverage is the share of all the candidate's MLPs, those in fused and stacked tensors too; where layers are read
+        that may support, of the MLPs of these layers.
         """
-        checkpoint = self.candidate.checkpoint
-        if self.plan is None or not self.plan.may_support:
-            elements = sum(entry.weights for entry in checkpoint.tensors.values() if entry.role.kind is not None)
-        else:
-            elements = _planned_mlp_weights(checkpoint, self.plan.candidate)
-        tests = unit_tests(self.neurons(), elements)
+        read = self.plan.candidate if self.plan is not None and self.plan.may_support else None
+        tests = unit_tests(self.neurons(), _mlp_weights(self.candidate.checkpoint, read))
         return None if tests is None else replace(tests, coverage=min(1.0, tests.coverage))
 
     @cached_property
@@ -224,15 +230,35 @@ class Pair:
             raise
 
 
-def _planned_mlp_weights(checkpoint: Checkpoint, side: SideRead) -> int:
-    """Elements of the MLPs' matrices that are read whole, of stacked ones those of the experts that are."""
-    total = 0
+def _mlp_weights(checkpoint: Checkpoint, side: SideRead | None) -> int:
+    """Elements of the MLPs' matrices, however they are stored; of a `side` those of layers and experts read whole.
+
+    By the roles of the tensors and by the canonical form: the larger, since either may know less than there is.
+    """
+    by_role = 0
     for entry in checkpoint.tensors.values():
-        read = side.reads.get(entry.stored_name) if entry.role.kind is not None else None
-        if read is not None:
-            runs = sum(stop - start for start, stop in read.runs)
-            total += entry.weights if read.whole else runs
-    return total
+        if not _holds_mlps(entry.role):
+            continue
+        if side is None:
+            by_role += entry.weights
+        elif (read := side.reads.get(entry.stored_name)) is not None:
+            by_role += entry.weights if read.whole else sum(stop - start for start, stop in read.runs)
+    try:
+        model = CanonicalModel(checkpoint if side is None else WholeLayers(checkpoint, side))
+        places = [place for layer in model.layers for place in model.mlps(layer)]
+    except CheckpointUnavailable:
+        return by_role
+    is_read = [
+        side is None or place.expert is None or place.expert in side.experts.get(place.layer, ()) for place in places
+    ]
+    return max(by_role, sum(place.elements for place, read in zip(places, is_read, strict=True) if read))
+
+
+def _holds_mlps(role: Role) -> bool:
+    """Does a tensor hold matrices of MLPs: one as it stands, fused ones, or those of all experts?"""
+    if role.kind is not None or not isinstance(role, TensorRole):
+        return role.kind is not None
+    return role.companion_of is None and not MLP_PARTS.isdisjoint((role.part, *role.layout.fused))
 
 
 def _digests(checkpoint: Checkpoint, is_sampled: bool) -> dict[str, Any]:

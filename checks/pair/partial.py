@@ -8,7 +8,8 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from checks.checkpoint.checkpoint import Checkpoint
+from checks.checkpoint.checkpoint import Checkpoint, TensorEntry
+from checks.checkpoint.index import equal_shards
 from checks.pair import robust_cosines
 from checks.pair.ledger import Item, LayerStore, Ledger
 from checks.pair.matching import MlpPair, layer_label, mlp_pairs
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from checks.streaming.stream import TensorResult
 
 # What is kept in a store; another version is measured again.
-VERSIONS = {"estimates": "2", "neurons of the planned part": "1"}
+VERSIONS = {"estimates": "3", "neurons of the planned part": "1"}
+_WEIGHTS = frozenset({"attention", "mlp", "output", "router", "routed expert", "shared expert"})
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,14 @@ class PartlyRead:
 
 @dataclass(frozen=True)
 class PartMeasurements:
-    """What the read part of a pair says. `neurons`: of the MLPs that are read whole; None if not asked for."""
+    """What the read part of a pair says. `neurons`: of the MLPs that are read whole; None if not asked for.
+
+    `identical`: some tensors of equal bytes, which published digests of their shards tell; there may be more.
+    """
 
     tensors: Mapping[tuple[str, str], PartlyRead]  # by the candidate's and the reference's name
     neurons: tuple[NeuronGroup, ...] | None
+    identical: tuple[tuple[str, str], ...] = ()
 
 
 def measure_part(
@@ -72,8 +78,9 @@ def measure_part(
             store, key("estimates"), _tensors_by_layer(candidate, reference, plan), _as_json, _from_json, reading
         )
         _measure_tensors(candidate, reference, plan, device, tensors)
+        identical = _published_equal(candidate, reference, plan, tensors)
         if not with_neurons:
-            return PartMeasurements(_ordered(tensors), None)
+            return PartMeasurements(_ordered(tensors), None, identical)
         mlps: dict[Item, MlpPair] = {
             (mlp.module, mlp.theirs["up"].name): mlp for mlp in mlp_pairs(candidate, reference) if mlp.fits
         }
@@ -98,7 +105,7 @@ def measure_part(
         wanted = [mlp for item, mlp in read.items() if item in missing]
         for mlp, ours, theirs in read_matrices(candidate, reference, wanted, device):
             neurons.add((mlp.module, mlp.theirs["up"].name), neuron_group(mlp, ours, theirs))
-        return PartMeasurements(_ordered(tensors), tuple(neurons.values[item] for item in read))
+        return PartMeasurements(_ordered(tensors), tuple(neurons.values[item] for item in read), identical)
 
 
 def _tensors_by_layer(candidate: Checkpoint, reference: Checkpoint, plan: ReadPlan) -> Mapping[str, list[Item]]:
@@ -158,8 +165,6 @@ def _read(
         slice_pairs(plan, [name for name, _ in pairs]),
         hashing=False,
         head=lambda piece: head_elements(piece.shape) if piece.name in first else 0,
-        # What is planned is small, and equal shards may hold what any model could have.
-        skip_identical=False,
         device=device,
     )
     return {result.candidate: result for result in results}
@@ -176,20 +181,48 @@ def _ordinary(
     from checks.statistics.ordinary import may_be_ordinary, ordinary_reason
 
     entries = candidate.tensors[names[0]], reference.tensors[names[1]]
-    begins = read.whole or read.ranges()[0][0] == 0
-    if first.heads is None or not begins:
+    if first.heads is None or not _begins(read):
         return None
     seems_equal = first.sums is not None and first.sums.equal == first.sums.n
-    if not all(
-        may_be_ordinary(head, entry.shape, if_unseen=seems_equal)
-        for head, entry in zip(first.heads, entries, strict=True)
-    ):
-        return None
+    # A block of wide rows is too short a beginning. What its role makes a weight is then compared: a copy may not hide.
+    if_unseen = seems_equal and (read.whole or not any(_is_weight(entry) for entry in entries))
+    for head, entry in zip(first.heads, entries, strict=True):
+        is_less_than_a_row = 0 < head.numel() < min(entry.elements, entry.shape[-1] if entry.shape else 1)
+        shape = tuple(head.shape) if is_less_than_a_row else entry.shape
+        if not (may_be_ordinary(head, shape, if_unseen=if_unseen) or (is_less_than_a_row and if_unseen)):
+            return None
     if not read.whole:
         return "begins as a tensor does that any model could have; the rest was not read"
     sides = zip((candidate, reference), entries, strict=True)
     reasons = [ordinary_reason(side.read(entry.name)) for side, entry in sides]
     return reasons[0] if all(reasons) else None
+
+
+def _published_equal(
+    candidate: Checkpoint, reference: Checkpoint, plan: ReadPlan, tensors: Ledger[PartlyRead]
+) -> tuple[tuple[str, str], ...]:
+    """Tensors in shards of equal published digest that no other model has, as far as what was read of them tells.
+
+    Counted are weights by role whose beginning was looked at, and of which nothing that was read differs.
+    """
+    published = equal_shards(candidate.index, reference.index)
+    found = []
+    for (name, other), one in _ordered(tensors).items():
+        entry = candidate.tensors[name]
+        is_published = entry.stored_name in published and reference.tensors[other].stored_name == entry.stored_name
+        is_seen = one.sums.n > 0 and one.sums.equal == one.sums.n and _begins(plan.compared[entry.stored_name].read)
+        if is_published and is_seen and one.ordinary is None and _is_weight(entry):
+            found.append((name, other))
+    return tuple(found)
+
+
+def _begins(read: TensorRead) -> bool:
+    return read.whole or read.ranges()[0][0] == 0
+
+
+def _is_weight(entry: TensorEntry) -> bool:
+    """Is it a matrix of weights by its role? Tables of positions, masks and whatever has no role may be none."""
+    return entry.role.category in _WEIGHTS or getattr(entry.role, "part", None) == "embedding"
 
 
 def _ordered(ledger: Ledger[PartlyRead]) -> dict[tuple[str, str], PartlyRead]:

@@ -46,6 +46,7 @@ class PairedElements:
             for side in (0, 1)
         ]
         self._taken: list[dict[str, Tensor]] = [{}, {}]
+        self._empty: list[set[str]] = [set(), set()]
 
     def source(self, side: int, index: CheckpointIndex, source: ByteSource) -> ByteSource:
         """The source of one side, 0 the candidate's, for the pass."""
@@ -62,19 +63,26 @@ class PairedElements:
         def done(tensor: TensorInfo, values: Tensor) -> None:
             taken[tensor.name] = values
 
-        return picking(source, [index.tensors[name] for name in counts], positions, done)
+        wanted = [index.tensors[name] for name in counts]
+        self._empty[side] = {tensor.name for tensor in wanted if not tensor.elements}
+        return picking(source, wanted, positions, done)
 
     def robust_cosine(self, pair: tuple[str, str]) -> RobustCosine | None:
-        """Rank correlation and winsorised cosine of a pair that the pass is done with; None if it was not asked for."""
+        """Rank correlation and winsorised cosine of a pair that the pass is done with; None if it was not asked for.
+
+        Raises ValueError for a piece of which the pass did not read all.
+        """
         import torch
 
         from checks.statistics.magnitude import robust_cosine
 
         sides: list[list[Tensor]] = [[], []]
         for names in self._pieces.get(pair, ()):
-            for values, taken, name in zip(sides, self._taken, names, strict=True):
-                if name in taken:  # nothing came of an empty one
+            for values, taken, empty, name in zip(sides, self._taken, self._empty, names, strict=True):
+                if name in taken:
                     values.append(taken.pop(name).double())
+                elif name not in empty:
+                    raise ValueError(f"{name} did not go through the pass as a whole: its elements are not known")
         if not all(sides):
             return None
         ours, theirs = (torch.cat(side) for side in sides)

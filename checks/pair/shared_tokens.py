@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from checks.checkpoint.canonical import CanonicalModel
 from checks.checkpoint.checkpoint import Checkpoint
@@ -45,9 +45,9 @@ class SharedTokens:
 def shared_tokens_of(candidate: Model, reference: Model) -> SharedTokens:
     """Tokens that both vocabularies have, by their text; none where a model has no tokenizer.
 
-    Of one seed: neither model's order of ids has a say. Ids beyond a table are left out, since a tokenizer may know
-    more tokens than the checkpoint has rows for. Raises CheckpointUnavailable when a tokenizer or a header cannot be
-    had or read.
+    Of one seed: neither model's order of ids has a say. Ids beyond a table have no part in the draw, since a tokenizer
+    may know more tokens than the checkpoint has rows for. Raises CheckpointUnavailable when a tokenizer or a header
+    cannot be had or read.
     """
     ours, theirs = (vocabulary_of(model) for model in (candidate, reference))
     if ours is None or theirs is None:
@@ -56,10 +56,11 @@ def shared_tokens_of(candidate: Model, reference: Model) -> SharedTokens:
     checkpoints = candidate.checkpoint, reference.checkpoint
     width = min(CanonicalModel(checkpoint).hidden_size for checkpoint in checkpoints)
     count = min(MOST_TOKENS, max(FEWEST_TOKENS, TOKENS_PER_DIMENSION * width))
-    found = shared_tokens(ours, theirs, count, SEED)
-    rows = [_rows(checkpoint) for checkpoint in checkpoints]
-    kept = [ids for ids in zip(*found, strict=True) if ids[0] < rows[0] and ids[1] < rows[1]]
-    return SharedTokens(([one for one, _ in kept], [other for _, other in kept]))
+    with_rows = [
+        replace(vocabulary, texts=vocabulary.texts[:rows], ranks=vocabulary.ranks[:rows])
+        for vocabulary, rows in zip((ours, theirs), map(_rows, checkpoints), strict=True)
+    ]
+    return SharedTokens(shared_tokens(with_rows[0], with_rows[1], count, SEED))
 
 
 def token_tables(candidate: Checkpoint, reference: Checkpoint) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -86,10 +87,7 @@ def _tables(checkpoint: Checkpoint) -> tuple[str, ...]:
 
 
 def _rows(checkpoint: Checkpoint) -> int:
-    """Rows of the shortest table."""
-    tables = [
-        entry.shape[0]
-        for entry in checkpoint.tensors.values()
-        if entry.role.category in ("embedding", "output") and len(entry.shape) == 2 and entry.role.layer is None
-    ]
+    """Rows of the shorter one of embedding and head: tables of positions, or of patches, have no row for a token."""
+    parts = Parts(checkpoint)
+    tables = [parts.shape(parts.find(part), part)[0] for part in ("embedding", "head") if parts.holds(part)]
     return min(tables, default=0)

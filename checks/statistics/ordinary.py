@@ -118,6 +118,8 @@ def may_be_ordinary(head: Tensor, shape: Sequence[int], if_unseen: bool = False)
     if len(shape) < 2:
         return _begins_a_sequence(sample[None], 1)
     rows = head[: head.numel() // shape[-1] * shape[-1]].reshape(-1, shape[-1])[: shape[-2]]
+    if not len(rows):
+        return if_unseen
     unseen = any(size >= SHORTEST_LINE for size in shape[:-2])
     tables = [(rows, shape[-2])]
     if len(shape) == 2:

@@ -16,8 +16,8 @@ from checks.streaming.read_plan import item_size
 # Bytes of a block: a request that a disk or a hub answers well, and yet a small part of a tensor.
 BLOCK = 64 << 10
 # Blocks of a tensor: so many at least, so that seven hundredths of them give an interval, and a layer of small tensors
-# covers a heavy-tailed change (with half as many .92 of intervals did, now .96; benchmarks/coverage.py); so many at
-# most, whatever size a header states.
+# covers a heavy-tailed change (with half as many .92 of intervals did, now .96; benchmarks/interval_coverage.py); so
+# many at most, whatever size a header states.
 LEAST_BLOCKS, MOST_BLOCKS = 200, 1 << 16
 # Random blocks of each tensor, at least: fewer have no variance.
 LEAST_RANDOM = 2

@@ -35,7 +35,8 @@ def picking(
     `positions`: asked when a tensor is begun. `done`: called with the tensor's chosen elements, flat, on the CPU, by
     the thread that read its last bytes, which so is held up for as long as it takes.
     For one pass, which reads every byte of these tensors once, whole elements of one tensor at a time. Memory: the
-    chosen elements of the tensors that are begun and not finished. Raises ValueError for other than plain floats.
+    chosen elements of the tensors that are begun and not finished. Raises ValueError for other than plain floats, and
+    for tensors that share bytes; its reads do for bytes of two tensors at a time, or that came before.
     """
     picker = _Picker(tensors, positions, done)
     return _Pages(source, picker) if isinstance(source, PageSource) else _Bytes(source, picker)
@@ -68,6 +69,7 @@ class _Begun:
 
     positions: npt.NDArray[np.int64]
     values: npt.NDArray[np.generic]
+    came: npt.NDArray[np.bool_]
     left: int
 
 
@@ -79,8 +81,12 @@ class _Picker:
         for tensor in sorted(tensors, key=lambda one: (one.shard, one.start)):
             if tensor.dtype not in ITEM_SIZES:
                 raise ValueError(f"{tensor.name} is {tensor.dtype}; picked are elements of {', '.join(ITEM_SIZES)}")
-            if tensor.elements:
-                self._tensors[tensor.shard].append(tensor)
+            if not tensor.elements:
+                continue
+            before = self._tensors[tensor.shard]
+            if before and tensor.start < before[-1].stop:
+                raise ValueError(f"{before[-1].name} and {tensor.name} share bytes; elements of both cannot be picked")
+            before.append(tensor)
         self._starts = {shard: [one.start for one in found] for shard, found in self._tensors.items()}
         self._positions = positions
         self._done = done
@@ -94,19 +100,25 @@ class _Picker:
             return
         tensor = self._tensors[shard][number]
         size = ITEM_SIZES[tensor.dtype]
+        if start + len(data) > tensor.stop:
+            raise ValueError(f"{tensor.name} ends at byte {tensor.stop}, and bytes up to {start + len(data)} were read")
         with self._lock:
             if tensor.name not in self._begun:
                 wanted = self._positions(tensor)
                 values = np.empty(len(wanted), np.dtype(f"i{size}"))
-                self._begun[tensor.name] = _Begun(wanted, values, tensor.stop - tensor.start)
+                came = np.zeros(len(wanted), np.bool_)
+                self._begun[tensor.name] = _Begun(wanted, values, came, tensor.stop - tensor.start)
             begun = self._begun[tensor.name]
         first = (start - tensor.start) // size
         low, high = np.searchsorted(begun.positions, [first, first + len(data) // size])
         begun.values[low:high] = np.frombuffer(data, begun.values.dtype)[begun.positions[low:high] - first]
+        begun.came[low:high] = True
         with self._lock:
             begun.left -= len(data)
-            if begun.left:
+            if begun.left > 0:
                 return
+            if begun.left < 0 or not begun.came.all():
+                raise ValueError(f"{tensor.name}: some of its bytes were read twice, and others not yet")
             del self._begun[tensor.name]
         import torch
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from math import inf, prod
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from checks.checkpoint.errors import CheckpointUnavailable
@@ -57,14 +59,31 @@ class TensorRead:
     design: BlockDesign | None = None
 
     def ranges(self) -> list[tuple[int, int]]:
-        """The pieces in order, apart from the whole; runs and blocks may overlap."""
-        return sorted({*self.runs, *(self.design.ranges() if self.design else ())})
+        """The pieces in order, apart from the whole: no element stands in two.
+
+        Blocks stay as they were drawn, since an estimate rests on them; of runs it is what lies in no block.
+        """
+        blocks = self.design.ranges() if self.design else []
+        pieces, done = list(blocks), 0
+        for first, stop in sorted(self.runs):
+            start = max(first, done)
+            for number in range(bisect_right(blocks, start, key=itemgetter(1)), len(blocks)):
+                if blocks[number][0] >= stop:
+                    break
+                pieces.append((start, blocks[number][0]))
+                start = blocks[number][1]
+            pieces.append((start, stop))
+            done = max(done, stop)
+        return sorted((start, stop) for start, stop in pieces if start < stop)
 
     @property
     def elements_read(self) -> int:
-        """Elements of all pieces; those in two pieces count twice."""
-        runs = sum(stop - start for start, stop in self.runs)
-        return self.elements * self.whole + runs + (self.design.elements_read if self.design else 0)
+        """Elements of the whole, if that is read, and of all pieces."""
+        if self.design and not self.runs:
+            pieces = self.design.elements_read
+        else:
+            pieces = sum(stop - start for start, stop in self.ranges())
+        return self.elements * self.whole + pieces
 
 
 @dataclass(frozen=True)
@@ -122,11 +141,6 @@ class ReadPlan:
     def may_support(self) -> bool:
         """May a check that passes on what is read support the claim? A screening may only refute."""
         return self.request.mode != SCREEN
-
-    @property
-    def is_hashed(self) -> bool:
-        """Can hashes be had? Only of what is read in full: a plan that reads everything."""
-        return self.request.mode == FULL
 
     @property
     def bytes(self) -> int:
@@ -262,7 +276,7 @@ def estimates(
     """What the pass over the pieces says of the tensors that were compared (all, or `names`), by the candidate's names.
 
     Tensors of which only runs were read (experts, rows) have the cosine of these, and no interval. Those of which a
-    piece has no sums (equal by its published digest, and not read) are left out.
+    piece has no sums (it was not read) are left out.
     """
     sums = {result.candidate: result.sums for result in results if result.sums is not None}
     found: dict[str, CosineEstimate] = {}

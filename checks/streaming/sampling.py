@@ -7,8 +7,8 @@
 
 Both parts keep bytes free for the rows of tokens that both vocabularies share, see `token_rows`.
 
-Layers and experts are spread evenly over the depth; the seed turns the experts and draws the blocks. No list is longer
-than what is read, whatever sizes a header states.
+Layers are drawn by the seed, one of each of equal strata of the depth beside the first and the last; the seed turns
+the experts and draws the blocks. No list is longer than what is read, whatever sizes a header states.
 """
 
 from __future__ import annotations
@@ -347,14 +347,6 @@ def _side_read(side: _Reads, layers: Layers, picked: Picked) -> SideRead:
 
 
 def _bytes(tensor: TensorInfo, read: TensorRead) -> int:
-    """Bytes that are read of a tensor, those in two pieces once."""
+    """Bytes that are read of a tensor."""
     size = tensor.stop - tensor.start
-    if read.whole:
-        return size
-    if not (read.runs and read.design):
-        return read.elements_read * (item_size(tensor) or 0)
-    elements, done = 0, 0
-    for start, stop in read.ranges():
-        elements += max(0, stop - max(start, done))
-        done = max(done, stop)
-    return elements * (item_size(tensor) or 0)
+    return size if read.whole else read.elements_read * (item_size(tensor) or 0)

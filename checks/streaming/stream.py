@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-from checks.checkpoint.index import ByteSource, CheckpointIndex, TensorInfo, equal_shards, shown
+from checks.checkpoint.index import ByteSource, CheckpointIndex, TensorInfo, shown
 from checks.statistics.elementwise import ElementwiseSums
 from checks.statistics.kernel_cpu import BLOCK, ITEM_SIZES, PieceSums
 from checks.streaming.job import Job, JobQueue, Part, Settings, Sums
@@ -47,7 +47,6 @@ class TensorResult:
 
     `candidate`, `reference`: names; None for the side without counterpart. `sums`: None without counterpart.
     `candidate_sha256`, `reference_sha256`: of the stored bytes, in hex; None if the pass does not hash it.
-    `is_identical`: nothing was read, since both stand in shards of equal published SHA-256; sums and hashes are None.
     `heads`: the first elements of both, flat, on the CPU, as many as were asked for. `whole`: both tensors on the
     device, if they were asked for.
     """
@@ -57,7 +56,6 @@ class TensorResult:
     sums: ElementwiseSums | None = None
     candidate_sha256: str | None = None
     reference_sha256: str | None = None
-    is_identical: bool = False
     heads: tuple[torch.Tensor, torch.Tensor] | None = field(default=None, compare=False, repr=False)
     whole: tuple[torch.Tensor, torch.Tensor] | None = field(default=None, compare=False, repr=False)
 
@@ -72,7 +70,6 @@ def stream_pair(
     hashed: tuple[Set[str], Set[str]] = (frozenset(), frozenset()),
     head: Callable[[TensorInfo], int] | None = None,
     keep: Set[str] = frozenset(),
-    skip_identical: bool = True,
     device: str = "cpu",
     threads: int | None = None,
     memory: int | None = None,
@@ -88,8 +85,6 @@ def stream_pair(
     `head`: how many of the first elements of the tensors of a pair the result is to hold. `keep`: the candidate's names
     of the pairs whose tensors it is to hold, whole, on the device. The pass is ahead of its caller by at most `room`
     bytes of these (default: 128 MiB, for a GPU 512 MiB), or by one pair; whoever holds results holds their tensors.
-    `skip_identical`: do not read pairs of one name in shards of equal published SHA-256, even if they are to be kept;
-    their results come first.
     `device`: where pairs are compared, "cpu" or a GPU. `threads`: how many hash and compare, two at least (default: one
     for each core that this process may use); others only wait for reads. `memory`: bytes of all buffers together, at
     most (default: 64 MiB, for a GPU 512 MiB). `piece`: bytes of one piece, at most (default: 1 MiB if both checkpoints
@@ -101,11 +96,9 @@ def stream_pair(
     which names shard and tensor, when a read fails.
     """
     partner = _checked(candidate, reference, pairs)
-    identical = equal_shards(candidate, reference) if skip_identical else frozenset()
-    skipped = frozenset(name for name in identical if partner.get(name) == name)
     if stray := keep - partner.keys():
         raise ValueError(f"{shown(min(stray))} is to be kept and in no pair")
-    jobs = _plan(candidate, reference, partner, skipped, hashed if hashing else None)
+    jobs = _plan(candidate, reference, partner, hashed if hashing else None)
     for job in jobs:
         if job.is_pair:
             job.is_whole = job.parts[0].tensor.name in keep
@@ -128,8 +121,7 @@ def stream_pair(
     make_sums, allocate = _comparer(device)
     kept_memory = room if room is not None else GPU_KEPT_MEMORY if is_gpu else KEPT_MEMORY
     settings = Settings(readers, make_sums, allocate, device, reads_ahead, tracks, size, buffers, kept_memory)
-    known = [TensorResult(name, name, is_identical=True) for name in sorted(skipped)]
-    return _run(jobs, known, settings)
+    return _run(jobs, settings)
 
 
 def _checked(
@@ -160,7 +152,6 @@ def _plan(
     candidate: CheckpointIndex,
     reference: CheckpointIndex,
     partner: Mapping[str, str],
-    skipped: Set[str],
     hashed: tuple[Set[str], Set[str]] | None,
 ) -> list[Job]:
     """Jobs in the order of the candidate's bytes; tensors without counterpart two by two, so that no thread idles.
@@ -182,8 +173,7 @@ def _plan(
     for tensor in _in_order(candidate):
         ours = part(0, tensor)
         if tensor.name in partner:
-            if tensor.name not in skipped:
-                add([ours, part(1, reference.tensors[partner[tensor.name]])], is_pair=True)
+            add([ours, part(1, reference.tensors[partner[tensor.name]])], is_pair=True)
         elif ours.is_hashed:
             lone.append(ours)
             if leftover:
@@ -232,9 +222,8 @@ def _comparer(device: str) -> tuple[Callable[[str, str], Sums], Allocate]:
     return lambda dtype_a, dtype_b: DevicePieceSums(dtype_a, dtype_b, name), pinned_memory
 
 
-def _run(jobs: list[Job], known: list[TensorResult], settings: Settings) -> Iterator[TensorResult]:
+def _run(jobs: list[Job], settings: Settings) -> Iterator[TensorResult]:
     """Start the threads, hand on results in the order of the jobs, and end the threads whatever happens."""
-    yield from known
     queue = JobQueue(jobs, settings.room)
     results: SimpleQueue[Job | BaseException] = SimpleQueue()
     tracks = [Track(queue, results.put, settings) for _ in range(min(settings.tracks, len(jobs)))]

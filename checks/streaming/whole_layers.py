@@ -1,10 +1,12 @@
-"""Whole layers and whole routed experts, spread evenly over the depth of two checkpoints, within a number of bytes."""
+"""Whole layers and whole routed experts, spread by a seed over the depth of two checkpoints, within some bytes."""
 
 from __future__ import annotations
 
+import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from checks.checkpoint.index import TensorInfo
 from checks.checkpoint.roles import Role, TensorRole
@@ -135,19 +137,25 @@ def picked_bytes(sides: tuple[Layers, Layers], picked: tuple[Picked, Picked]) ->
     return _cost(sides, picked)
 
 
-def spread(count: int, chosen: int) -> list[int]:
-    """Some of `count` places, evenly, the first and the last included; of one the middle."""
+def spread(count: int, chosen: int, seed: int) -> list[int]:
+    """Some of `count` places: the first, the last, and of equal strata between them one each, drawn by the seed.
+
+    Of one any place. So no place but the ends is read in every run, and none is never read.
+    """
     chosen = min(chosen, count)
+    draw = random.Random(seed)
     if chosen <= 1:
-        return [count // 2] * chosen
-    return [round(place * (count - 1) / (chosen - 1)) for place in range(chosen)]
+        return [draw.randrange(count) for _ in range(chosen)]
+    between, strata = count - 2, chosen - 2
+    edges = [1 + stratum * between // strata for stratum in range(strata)] + [count - 1] if strata else []
+    return [0, *(draw.randrange(start, stop) for start, stop in pairwise(edges)), count - 1]
 
 
 def _pick(
     sides: tuple[Layers, Layers], partners: Mapping[str, str], seed: int, layers: int, experts: int
 ) -> tuple[Picked, Picked]:
     ours, theirs = ([*side.layers] for side in sides)
-    places = spread(len(ours), min(layers, len(ours)))
+    places = spread(len(ours), layers, seed)
     picked = [ours[place] for place in places]
     if not sides[0].are_numbered and not sides[1].are_numbered:
         names = [sides[0].layers[number].base[0].name for number in picked]

@@ -92,6 +92,18 @@ def test_few_of_many_tensors_spread_over_the_model(
     assert len({name.split(".")[2] for name in names if ".layers." in name}) == 3
 
 
+def test_a_copy_with_wide_rows_is_not_set_aside(llama_tensors: Llama, save_checkpoint: Save) -> None:
+    """The first block of a tensor may hold no row, which tells little of what any model could have."""
+    changes = {"num_hidden_layers": 2, "hidden_size": 128, "intermediate_size": 512, "vocab_size": 8192}
+    base = llama_tensors(1, **changes)
+    ours, theirs = (Checkpoint(save_checkpoint(name, base)) for name in ("ours", "theirs"))
+    plan = plan_of(ours, theirs, ReadRequest("sample", 3_000_000, 0))
+    assert plan is not None
+    comparison = compare_part(ours, theirs, plan)
+    assert not [name for name in comparison.ordinary if "proj" in name]
+    assert comparison.mean().cosine == pytest.approx(1)
+
+
 def test_of_a_part_only_what_is_planned_is_read(llama_tensors: Llama, save_checkpoint: Save) -> None:
     """And from pieces all over a tensor."""
     changes = {"num_hidden_layers": 2, "hidden_size": 128, "intermediate_size": 512, "vocab_size": 8192}

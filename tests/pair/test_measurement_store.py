@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,10 +14,12 @@ import pytest
 import torch
 
 from checks.checkpoint.checkpoint import Checkpoint
+from checks.checkpoint.errors import CheckpointUnavailable
 from checks.evidence.store import Store as StoreOnDisk
 from checks.pair import measurement, passed_fingerprints
 from checks.pair.comparison import compare
 from checks.pair.fingerprints import Fingerprint, picked_fingerprint
+from checks.pair.measurement import identities_of
 from checks.streaming import job
 from tests.pair.counting import Killed, Store, opened, plain
 
@@ -69,6 +72,7 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from checks.checkpoint.checkpoint import Checkpoint
+from checks.checkpoint.errors import CheckpointUnavailable
 from checks.pair.comparison import compare
 from checks.evidence.store import Store
 
@@ -142,14 +146,15 @@ def test_a_candidate_is_hashed_once_for_all_references(
             return f"{self.number:064x}"
 
     store = Store()
+    pairs = [[Checkpoint(paths[side]) for side in sides] for sides in ((0, 1), (0, 2), (2, 1))]
     monkeypatch.setattr(job.hashlib, "sha256", Counted)
     monkeypatch.setattr(measurement, "identity_of", lambda index, *_: str(index.directory))
-    compare(*map(Checkpoint, paths[:2]), store=store)
+    compare(*pairs[0], store=store)
     size = sum(tensor.nbytes for tensor in llama_tensors(1).values())
     assert sum(hashed) == 2 * size
-    compare(Checkpoint(paths[0]), Checkpoint(paths[2]), store=store)
+    compare(*pairs[1], store=store)
     assert sum(hashed) == 3 * size
-    compare(Checkpoint(paths[2]), Checkpoint(paths[1]), store=store)
+    compare(*pairs[2], store=store)
     assert sum(hashed) == 3 * size
 
 
@@ -207,3 +212,35 @@ def test_another_version_is_measured_again(
     (ours, our_source), (theirs, _) = map(opened, paths)
     compare(ours, theirs, with_neurons=True, store=store)
     assert {name for name in ours.tensors if our_source.times(ours, name)} == {n for n in ours.tensors if "mlp" in n}
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("side", ["1", "2"])
+def test_nothing_is_kept_of_a_file_that_changes_meanwhile(
+    in_place: bool, side: str, llama_tensors: Llama, save_checkpoint: Save, tmp_path: Path
+) -> None:
+    """Neither under the old identity nor under the new one."""
+    paths = [save_checkpoint(name, llama_tensors(int(name))) for name in ("1", "2")]
+    store, sides = Store(), [*map(Checkpoint, paths)]
+    for one in sides:
+        one.read("model.norm.weight")
+    file = tmp_path / side / "model.safetensors"
+    data = file.read_bytes()
+    time.sleep(0.02)  # the clock of a file system may tick a hundred times a second only
+    place = file if in_place else file.with_name("new")
+    place.write_bytes(data[:-4] + bytes(4))
+    place.replace(file)
+    with pytest.raises(CheckpointUnavailable, match=r"model\.safetensors: changed while it was read; run again"):
+        compare(*sides, store=store)
+    changed = identities_of(store, *sides)[int(side) - 1]
+    assert not [key for key in store.files if changed in key]
+    assert plain(compare(*map(Checkpoint, paths), store=store)) == plain(compare(*map(Checkpoint, paths)))
+
+
+def test_sums_and_tests_say_what_they_were_computed_on(llama_tensors: Llama, save_checkpoint: Save) -> None:
+    """Sums have other last digits on a GPU; hashes are the same anywhere."""
+    paths = [save_checkpoint(f"{seed}", llama_tensors(seed)) for seed in (1, 2)]
+    store = Store()
+    compare(*map(Checkpoint, paths), with_neurons=True, store=store)
+    kinds = {(key[2], key[-1]) for key in store.files if key[2] != "equal tensors"}
+    assert kinds == {("sha256", "full"), ("elementwise", "full on cpu"), ("neurons", "full on cpu")}

@@ -298,3 +298,9 @@ def test_the_beginning_is_short(shape: tuple[int, ...]) -> None:
     assert elements <= min(math.prod(shape), LARGEST_HEAD)
     if len(shape) == 2 and shape[0] == 4096:
         assert elements == 66 * 14336  # the first line of a square grid, and one that tells
+
+
+def test_a_head_shorter_than_a_row_tells_nothing() -> None:
+    head = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    assert may_be_ordinary(head, (64, 200), if_unseen=True)
+    assert not may_be_ordinary(head, (64, 200))

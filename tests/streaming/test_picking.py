@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -123,3 +124,26 @@ def test_it_reads_pages_only_where_the_source_does(tmp_path: Path) -> None:
     assert bytes(buffer.place(info.start, info.stop)) == side.contents[info.shard][info.start : info.stop]
     assert source.is_cached(info.shard) in (True, False)
     assert not hasattr(picking(side, floats(side), every_third, lambda *_: None), "read_pages")
+
+
+def test_tensors_that_share_bytes_are_refused(ours: Memory) -> None:
+    info = ours.index.tensors["embedding"]
+    begin = replace(
+        info, name="its beginning", shape=(8,), stop=info.start + 8 * (info.stop - info.start) // info.elements
+    )
+    with pytest.raises(ValueError, match="share bytes"):
+        picking(ours, [info, begin], every_third, lambda *_: None)
+
+
+def test_bytes_that_come_twice_complete_nothing() -> None:
+    side = Memory({"tensor": torch.arange(12.0), "after": torch.ones(4)})
+    info = side.index.tensors["tensor"]
+    found: list[torch.Tensor] = []
+    source = picking(side, [info], every_third, lambda _, values: found.append(values))
+    half = (info.stop - info.start) // 2
+    source.read_into(info.shard, info.start, memoryview(bytearray(half)))
+    with pytest.raises(ValueError, match="read twice"):
+        source.read_into(info.shard, info.start, memoryview(bytearray(half)))
+    with pytest.raises(ValueError, match="ends at byte"):
+        source.read_into(info.shard, info.start, memoryview(bytearray(info.stop - info.start + 4)))
+    assert found == []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from tests.streaming.memory import (
     PAIRS,
     Memory,
 )
+
+PROJECT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
@@ -97,6 +101,33 @@ def test_is_cached_tells_memory_from_disk(tmp_path: Path) -> None:
         pytest.skip("this file system keeps what it was told to drop")
     assert not DirectSource(tmp_path).is_cached("shard")
     os.close(descriptor)
+
+
+MANY = """
+import resource, sys
+from pathlib import Path
+from checks.streaming.reader import DirectSource, PageBuffer
+
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+for directory in sys.argv[1:]:
+    source = DirectSource(Path(directory), direct=True)
+    for shard in range(80):
+        source.read_pages(f"{shard}.safetensors", 0, 10, PageBuffer(10))
+    globals()[directory] = source
+"""
+
+
+def test_checkpoints_of_many_shards_need_no_other_limit_on_open_files(tmp_path: Path) -> None:
+    """Two descriptors for each shard: 320 of them, where 100 are allowed to begin with."""
+    directories = [tmp_path / "ours", tmp_path / "theirs"]
+    for directory in directories:
+        directory.mkdir()
+        for shard in range(80):
+            (directory / f"{shard}.safetensors").write_bytes(bytes(10))
+    program = [sys.executable, "-c", MANY, *map(str, directories)]
+    done = subprocess.run(program, capture_output=True, text=True, check=False, cwd=PROJECT)
+    assert done.returncode == 0, done.stderr
 
 
 def test_closing_closes_every_file(ours: Memory, tmp_path: Path) -> None:

@@ -20,18 +20,16 @@ from hypothesis import strategies as st
 
 from checks.checkpoint.errors import CheckpointUnavailable
 from checks.checkpoint.hub_failures import RateLimited
-from checks.checkpoint.index import CheckpointIndex
 from checks.checkpoint.local import LocalSource, read_local_index
 from checks.statistics import kernel_cpu
 from checks.statistics.kernel_cuda import DevicePieceSums
 from checks.streaming import reader, stream
 from checks.streaming.reader import DirectSource, PageBuffer
-from checks.streaming.stream import SMALLEST_PIECE, TensorResult, stream_pair
+from checks.streaming.stream import SMALLEST_PIECE, stream_pair
 from checks.streaming.whole_tensors import layer_blocks
 from tests.streaming.memory import (
     DTYPES,
     FLOATS,
-    OURS,
     PAIRED,
     PAIRS,
     Memory,
@@ -317,33 +315,6 @@ def test_a_pass_is_ahead_of_its_caller_by_what_there_is_room_for(
 
 
 # Shards of equal published digest
-
-
-def with_digests(index: CheckpointIndex, *digests: str | None) -> CheckpointIndex:
-    shards = {
-        name: replace(shard, published_sha256=digest)
-        for (name, shard), digest in zip(index.shards.items(), digests, strict=True)
-    }
-    return replace(index, shards=shards)
-
-
-def test_pairs_in_shards_of_equal_digest_are_not_read(ours: Memory) -> None:
-    twin = Memory(*(make(100 * k, spec) for k, spec in enumerate(OURS)), gap=3)
-    one, other = with_digests(ours.index, "a", "b"), with_digests(twin.index, "a", "c")
-    pairs = [(name, name) for name in PAIRED]
-    results = list(stream_pair(one, other, (ours, twin), pairs))
-    known = [result for result in results if result.is_identical]
-    assert known == [TensorResult(name, name, is_identical=True) for name in ("embedding", "norm", "up")]
-    lone = {"odd", "only ours"}
-    assert ours.was_read_once(set(OURS[1]) | lone)
-    assert [result.sums.equal for result in results if result.sums] == [1, 0, 333 * 200]
-    assert all(result.sums for result in run(ours, twin, pairs) if result.candidate == result.reference)
-
-
-def test_skipping_can_be_switched_off(ours: Memory) -> None:
-    index = with_digests(ours.index, "a", "b")
-    results = list(stream_pair(index, index, (ours, ours), PAIRS, skip_identical=False))
-    assert sum(result.sums is not None for result in results) == len(PAIRS)
 
 
 # What goes wrong
