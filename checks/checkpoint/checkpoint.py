@@ -15,6 +15,7 @@ from checks.checkpoint.errors import CheckpointUnavailable
 from checks.checkpoint.files import CheckpointFiles, LocalFiles
 from checks.checkpoint.header import BITS
 from checks.checkpoint.index import ByteSource, TensorInfo
+from checks.checkpoint.local import LocalIndex, LocalSource
 from checks.checkpoint.roles import Role, role_of
 from checks.checkpoint.template import assign_roles
 from checks.streaming.planned_source import planned_source
@@ -107,8 +108,20 @@ class Checkpoint:
 
     @cached_property
     def source(self) -> ByteSource:
-        """Where the bytes of the shards come from, by their names in `index`."""
-        return self.files.source()
+        """Where the bytes of the shards come from, by their names in `index`; on this disk, of the very files of it."""
+        source = self.files.source()
+        index = self.index
+        if isinstance(source, LocalSource) and isinstance(index, LocalIndex) and source.directory == index.directory:
+            source.expected = index.identities
+        return source
+
+    def require_unchanged(self) -> None:
+        """To be asked before anything is kept of what was read. Raises CheckpointUnavailable if a file is another now.
+
+        What a hub repository holds at a commit does not change.
+        """
+        if isinstance(self.index, LocalIndex):
+            self.index.require_unchanged()
 
     def read_only(self, reads: Mapping[str, TensorRead]) -> None:
         """From now on read nothing but this, by stored names; any other byte raises NotPlanned.

@@ -117,7 +117,14 @@ class GgufFiles:
         """What a config.json would say, as far as the file says it, and which file this is, for the store's key."""
         state = self.path.stat()
         header = hashlib.sha256(gguf_header(self.path, LARGEST_HEADER)).hexdigest()
-        identity = {"size": state.st_size, "modified": state.st_mtime_ns, "inode": state.st_ino, "header": header}
+        identity = {
+            "device": state.st_dev,
+            "inode": state.st_ino,
+            "size": state.st_size,
+            "modified": state.st_mtime_ns,
+            "changed": state.st_ctime_ns,
+            "header": header,
+        }
         return json.dumps({**self.file.config, "gguf": identity}).encode()
 
 

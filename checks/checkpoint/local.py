@@ -7,14 +7,15 @@ cache shares between repositories. Whoever packs a checkpoint could otherwise ha
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 from checks.checkpoint.errors import CheckpointUnavailable
@@ -36,14 +37,24 @@ ADAPTER_NAME = "adapter_model.safetensors"
 SNAPSHOTS = "snapshots"
 BLOBS = "blobs"
 
+# From so many open shards on, the limit on open files is raised; and how far at most.
+MANY_SHARDS = 16
+OPEN_FILES = 8192
+
 
 @dataclass(frozen=True, slots=True)
 class FileIdentity:
-    """What tells that a local file is still the one that was measured, without reading it."""
+    """What tells that a local file is still the one that was measured, without reading it.
 
+    Two files of one device and inode are one file. Whoever writes to it can set the time of its last modification back
+    afterwards, but not that of its last change.
+    """
+
+    device: int
+    inode: int
     size: int  # bytes
     modified: int  # nanoseconds since the epoch
-    inode: int
+    changed: int  # the same, of content or of what is known of the file: links, owner, times
     header_sha256: str
 
     @property
@@ -51,8 +62,35 @@ class FileIdentity:
         """The identity as one hex digest, for a store."""
         return hashlib.sha256(repr(astuple(self)).encode()).hexdigest()
 
+    def require(self, state: os.stat_result, path: Path) -> None:
+        """Raises CheckpointUnavailable for the state of another file, or of this one after a change."""
+        if (self.device, self.inode, self.size, self.modified, self.changed) != _state(state):
+            raise CheckpointUnavailable(f"{path}: changed while it was read; run again")
 
-def read_local_index(directory: Path) -> CheckpointIndex:
+
+@dataclass(frozen=True)
+class LocalIndex(CheckpointIndex):
+    """The index of a checkpoint on this disk, and which files its headers were read from, by the names of shards."""
+
+    identities: Mapping[str, FileIdentity] = field(default_factory=dict)
+
+    def require_unchanged(self) -> None:
+        """Are these still the files of the index? Raises CheckpointUnavailable if one was changed, replaced or removed.
+
+        An open file keeps its inode, so what is found under its name is the very file that is read, or another one.
+        """
+        for name, identity in self.identities.items():
+            path = Path(self.directory or "", name)
+            try:
+                state = path.stat()
+            except OSError as error:
+                raise CheckpointUnavailable(
+                    f"{path}: changed while it was read ({error.strerror}); put it back, and run again"
+                ) from error
+            identity.require(state, path)
+
+
+def read_local_index(directory: Path) -> LocalIndex:
     """What does the checkpoint in a directory hold? Reads headers only.
 
     One model.safetensors.index.json with its shards, one model.safetensors, or all .safetensors files there are.
@@ -80,22 +118,21 @@ def read_local_index(directory: Path) -> CheckpointIndex:
                 raise CheckpointUnavailable(f"{directory / INDEX_NAME}: lists {name}, which is absent; download it")
     else:
         listed = shards_without_index(names, str(directory))
-    return build_index(str(directory), [_read_shard(directory, name) for name in listed], listed, directory=directory)
-
-
-def file_identity(directory: Path, shard: str) -> FileIdentity:
-    """Which file is this shard now? Raises CheckpointUnavailable when its header cannot be read."""
-    with _opened(directory, shard) as descriptor:
-        state = os.fstat(descriptor)
-        header = _read_header(descriptor, state.st_size, directory, shard)
-        return FileIdentity(state.st_size, state.st_mtime_ns, state.st_ino, hashlib.sha256(header).hexdigest())
+    identities: dict[str, FileIdentity] = {}
+    shards = [_read_shard(directory, name, identities) for name in listed]
+    index = build_index(str(directory), shards, listed)
+    return LocalIndex(index.origin, index.shards, index.tensors, None, directory, identities)
 
 
 class LocalSource:
-    """Reads the shards of one directory. Threads may share it; each file is opened once, on its first read."""
+    """Reads the shards of one directory. Threads may share it; each file is opened once, on its first read.
 
-    def __init__(self, directory: Path) -> None:
+    `expected`: which files these must be, by the names of shards; see LocalIndex.
+    """
+
+    def __init__(self, directory: Path, expected: Mapping[str, FileIdentity] | None = None) -> None:
         self.directory = directory
+        self.expected = expected or {}
         self._lock = threading.Lock()
         self._descriptors: dict[str, int] = {}
         self._close = weakref.finalize(self, close_all, self._descriptors)
@@ -111,13 +148,40 @@ class LocalSource:
         self._close()
 
     def descriptor(self, shard: str) -> int:
-        """The open file of a shard. Raises CheckpointUnavailable when it cannot be opened."""
+        """The open file of a shard. Raises CheckpointUnavailable when it cannot be opened, or is another one."""
         with self._lock:
             if not self._close.alive:
                 raise CheckpointUnavailable(f"{self.directory / shard}: is read after its source was closed")
             if shard not in self._descriptors:
-                self._descriptors[shard] = _open(self.directory, shard)
+                if len(self._descriptors) == MANY_SHARDS:
+                    allow_many_files()
+                self._descriptors[shard] = self._open(shard)
             return self._descriptors[shard]
+
+    def _open(self, shard: str) -> int:
+        descriptor = _open(self.directory, shard)
+        try:
+            if shard in self.expected:
+                self.expected[shard].require(os.fstat(descriptor), self.directory / shard)
+        except CheckpointUnavailable:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+
+def allow_many_files() -> None:
+    """Raise this process's soft limit on open files to OPEN_FILES, or to the hard limit if that is lower.
+
+    Often the soft limit is 1024 or 256, and a pair of models of 200 shards each takes 800 files.
+    """
+    try:
+        import resource
+    except ImportError:  # an operating system without such limits
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def close_all(descriptors: dict[str, int]) -> None:
@@ -126,11 +190,17 @@ def close_all(descriptors: dict[str, int]) -> None:
         os.close(descriptors.popitem()[1])
 
 
-def _read_shard(directory: Path, name: str) -> tuple[Shard, list[TensorInfo]]:
+def _read_shard(directory: Path, name: str, identities: dict[str, FileIdentity]) -> tuple[Shard, list[TensorInfo]]:
     with _opened(directory, name) as descriptor:
-        size = os.fstat(descriptor).st_size
-        header = _read_header(descriptor, size, directory, name)
-    return Shard(name, size), parse_header(header, size, name, str(directory / name))
+        state = os.fstat(descriptor)
+        header = _read_header(descriptor, state.st_size, directory, name)
+    identities[name] = FileIdentity(*_state(state), hashlib.sha256(header).hexdigest())
+    return Shard(name, state.st_size), parse_header(header, state.st_size, name, str(directory / name))
+
+
+def _state(state: os.stat_result) -> tuple[int, int, int, int, int]:
+    """What is known of a file: the fields of a FileIdentity but the last."""
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
 
 def _read_header(descriptor: int, size: int, directory: Path, name: str) -> bytes:
@@ -190,7 +260,9 @@ def _open(directory: Path, name: str) -> int:
         _refuse_stray_link(path, target)
         descriptor = os.open(target, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except (OSError, RuntimeError, ValueError) as error:
-        raise CheckpointUnavailable(f"{path}: cannot be opened ({error}); download it, or make it readable") from error
+        too_many = isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
+        advice = "raise the limit on open files (ulimit -n)" if too_many else "download it, or make it readable"
+        raise CheckpointUnavailable(f"{path}: cannot be opened ({error}); {advice}") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise CheckpointUnavailable(f"{path}: is no regular file; put the weights themselves there")

@@ -7,11 +7,12 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from checks.checkpoint.errors import CheckpointUnavailable
 from checks.checkpoint.identity import identity_of
 from checks.evidence.typed_json import Form
-from checks.pair.ledger import FULL, LayerStore
+from checks.pair.ledger import FULL, LayerStore, on_device
 
 if TYPE_CHECKING:
     from checks.pair.pair import Pair
@@ -78,14 +79,19 @@ def measured(pair: Pair, measure: Callable[[Pair], Measured], store: LayerStore 
     """The result of a measure: from the store, else measured and, if it is marked as `kept`, put there.
 
     One worker at a time measures it; who waited reads it. What the store holds and is no such result counts as absent.
-    Raises what the measure raises, and keeps nothing then.
+    What may be kept is returned as it would be read back, with and without a store, so that all runs have the same.
+    Raises what the measure raises, and CheckpointUnavailable if a checkpoint is another one by now than when it was
+    opened; and keeps nothing then.
     """
     how = _KEPT.get(measure)
-    if how is None or store is None:
+    if how is None:
         return measure(pair)
-    key = _key(pair, measure.__name__, how)
     written_as = form()
     hint = written_as.result_hint(measure)
+    if store is None:
+        result = measure(pair)
+        return result if how.unless(result) else cast(Measured, written_as.read(written_as.write(result, hint), hint))
+    key = _key(pair, measure.__name__, how)
 
     def stored() -> tuple[Any] | None:
         """The kept result, in a tuple since it may be None; or None."""
@@ -102,7 +108,10 @@ def measured(pair: Pair, measure: Callable[[Pair], Measured], store: LayerStore 
             if found is None:
                 found = (measure(pair),)
                 if not how.unless(found[0]):
-                    store.put(key, {"measured": written_as.write(found[0], hint)})
+                    written = written_as.write(found[0], hint)
+                    _require_unchanged(pair, key, how)
+                    store.put(key, {"measured": written})
+                    found = (written_as.read(written, hint),)
     value: Measured = found[0]
     return value
 
@@ -147,5 +156,15 @@ def _key(pair: Pair, name: str, how: Kept) -> tuple[str, ...]:
     ]
     others = hashlib.sha256(json.dumps(how.depends_on(pair), sort_keys=True).encode()).hexdigest()
     reading = FULL if pair.plan is None else f"{pair.plan.request.mode} {pair.plan.digest}"
-    # Sums have other last digits on a GPU.
-    return (*identities, name, how.version, others, f"{reading} on {pair.device.partition(':')[0]}")
+    return (*identities, name, how.version, others, on_device(reading, pair.device))
+
+
+def _require_unchanged(pair: Pair, key: tuple[str, ...], how: Kept) -> None:
+    """Is what was measured what the key says? Raises CheckpointUnavailable."""
+    for model in (pair.candidate, pair.reference):
+        model.checkpoint.require_unchanged()
+    if _key(pair, key[2], how) != key:
+        raise CheckpointUnavailable(
+            f"{pair.candidate.name} and {pair.reference.name}: what '{key[2]}' depends on beside them, such as a "
+            "checkpoint of initial weights, changed while it was read; run again"
+        )

@@ -11,6 +11,12 @@ Value = TypeVar("Value")
 # The way of reading: all of it.
 FULL = "full"
 
+
+def on_device(reading: str, device: str) -> str:
+    """A way of reading, for what is computed on a torch device: sums have other last digits on a GPU."""
+    return f"{reading} on {device.partition(':')[0]}"
+
+
 # What a value is of: names of tensors or of an MLP, of one side or of both.
 Item = tuple[str, ...]
 
@@ -33,6 +39,7 @@ class Ledger(Generic[Value]):
 
     `key`: candidate, reference, statistic and version; `layers`: the items of each layer. `write` and `read` turn a
     value into JSON and back, and lose no bit of it. `reading`: how the checkpoints are read, with what it depends on.
+    `require_unchanged`: raises if the checkpoints are others than those of the key by now; then nothing is kept.
     A layer whose kept items are others, or cannot be read, is measured again.
     """
 
@@ -44,10 +51,12 @@ class Ledger(Generic[Value]):
         write: Callable[[Value], Any],
         read: Callable[[Item, Any], Value],
         reading: str = FULL,
+        require_unchanged: Callable[[], None] = lambda: None,
     ) -> None:
         self.values: dict[Item, Value] = {}
         self._store = store
         self._reading = reading
+        self._require_unchanged = require_unchanged
         self._key = key
         self._write = write
         self._layers = {label: tuple(items) for label, items in layers.items()}
@@ -66,7 +75,10 @@ class Ledger(Generic[Value]):
         return {item for items in self._missing.values() for item in items}
 
     def add(self, item: Item, value: Value) -> None:
-        """The value of a missing item. The last one of a layer takes the layer to the store."""
+        """The value of a missing item. The last one of a layer takes the layer to the store.
+
+        Raises what `require_unchanged` raises.
+        """
         label = self._label[item]
         missing = self._missing[label]
         missing.remove(item)
@@ -74,6 +86,7 @@ class Ledger(Generic[Value]):
         if not missing:
             del self._missing[label]
             if self._store is not None:
+                self._require_unchanged()
                 measured = [[*item, self._write(self.values[item])] for item in self._layers[label]]
                 self._store.put((*self._key, label, self._reading), {"measured": measured})
 

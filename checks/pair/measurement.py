@@ -22,7 +22,7 @@ from checks.pair import fingerprints, robust_cosines
 from checks.pair.equal_tensors import equal_tensors, why_ordinary
 from checks.pair.fingerprints import Fingerprint, Fingerprints
 from checks.pair.held_mlps import HeldMlps
-from checks.pair.ledger import Item, LayerStore, Ledger
+from checks.pair.ledger import FULL, Item, LayerStore, Ledger, on_device
 from checks.pair.matching import MlpPair, layer_label, mlp_pairs, tensor_pairs
 from checks.pair.neurons import NeuronGroup, group_from_json, neuron_group, read_matrices, tests_as_json
 from checks.pair.passed_fingerprints import PassedFingerprints
@@ -75,7 +75,7 @@ def measure(
 
     The checkpoints remember the hashes. `with_neurons`: False keeps no matrix in memory. `with_fingerprints`: also take
     those of all tensors. `store`: layers that are there are not read again, and each layer goes there once it is
-    measured. Raises CheckpointUnavailable.
+    measured. Raises CheckpointUnavailable, also if a file was changed or replaced before what it holds could be kept.
     """
     identities = identities_of(store, candidate, reference)
     # Whoever waits for another worker's pass over the same pair finds in the store what that put there.
@@ -84,7 +84,7 @@ def measure(
 
 
 def identities_of(store: LayerStore | None, candidate: Checkpoint, reference: Checkpoint) -> tuple[str, str]:
-    """What both are called in a store; nothing without one. Raises CheckpointUnavailable if a local shard is gone."""
+    """What both are called in a store; nothing without one."""
     if store is None:
         return "", ""
     ours, theirs = (identity_of(side.index, side.prefix, side.config) for side in (candidate, reference))
@@ -165,7 +165,13 @@ class _Measurement:
         write: Callable[[Value], Any],
         read: Callable[[Item, Any], Value],
     ) -> Ledger[Value]:
-        return Ledger(self._store, (*self._identities, statistic, VERSIONS[statistic]), layers, write, read)
+        """A statistic of the pair, computed on the device."""
+        key, reading = (*self._identities, statistic, VERSIONS[statistic]), on_device(FULL, self._device)
+        return Ledger(self._store, key, layers, write, read, reading, self._require_unchanged)
+
+    def _require_unchanged(self) -> None:
+        for side in self._sides:
+            side.require_unchanged()
 
     def _side_ledger(
         self, side: int, statistic: str, write: Callable[[Value], Any], read: Callable[[Any], Value]
@@ -173,7 +179,14 @@ class _Measurement:
         """A statistic of the tensors of one side, whatever it is compared with."""
         checkpoint, key = self._sides[side], (self._identities[side], "", statistic, VERSIONS[statistic])
         layers = _by_layer(checkpoint, {(name,): name for name in checkpoint.tensors})
-        return Ledger(self._store, key, layers, write, lambda _, stored: read(stored))
+        return Ledger(
+            self._store,
+            key,
+            layers,
+            write,
+            lambda _, stored: read(stored),
+            require_unchanged=checkpoint.require_unchanged,
+        )
 
     def _hash_ledger(self, side: int) -> Ledger[str]:
         hashes: Ledger[str] = self._side_ledger(side, "sha256", str, str)
@@ -221,7 +234,6 @@ class _Measurement:
             hashed=(known[0], known[1]),
             head=lambda tensor: head_elements(tensor.shape),
             keep={candidate.tensors[name].stored_name for name in self._held.tensors},
-            skip_identical=False,
             device=self._device,
         )
         unmeasured = self._tensors.missing

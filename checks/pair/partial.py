@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from checks.checkpoint.checkpoint import Checkpoint, TensorEntry
 from checks.checkpoint.index import equal_shards
 from checks.pair import robust_cosines
-from checks.pair.ledger import Item, LayerStore, Ledger
+from checks.pair.ledger import Item, LayerStore, Ledger, on_device
 from checks.pair.matching import MlpPair, layer_label, mlp_pairs
 from checks.pair.measurement import identities_of
 from checks.pair.neurons import NeuronGroup, group_from_json, neuron_group, read_matrices, tests_as_json
@@ -68,14 +68,24 @@ def measure_part(
     Only planned bytes are read. `store`: layers that are there are not read again. Raises CheckpointUnavailable.
     """
     identities = identities_of(store, candidate, reference)
-    reading = f"{plan.request.mode} {plan.digest}"
+    reading = on_device(f"{plan.request.mode} {plan.digest}", device)
+
+    def require_unchanged() -> None:
+        candidate.require_unchanged()
+        reference.require_unchanged()
 
     def key(statistic: str) -> tuple[str, str, str, str]:
         return (*identities, statistic, VERSIONS[statistic])
 
     with store.exclusive((*identities, "pass", reading)) if store is not None else nullcontext():
         tensors: Ledger[PartlyRead] = Ledger(
-            store, key("estimates"), _tensors_by_layer(candidate, reference, plan), _as_json, _from_json, reading
+            store,
+            key("estimates"),
+            _tensors_by_layer(candidate, reference, plan),
+            _as_json,
+            _from_json,
+            reading,
+            require_unchanged,
         )
         _measure_tensors(candidate, reference, plan, device, tensors)
         identical = _published_equal(candidate, reference, plan, tensors)
@@ -100,6 +110,7 @@ def measure_part(
             tests_as_json,
             lambda item, stored: group_from_json(read[item], stored),
             reading,
+            require_unchanged,
         )
         missing = neurons.missing
         wanted = [mlp for item, mlp in read.items() if item in missing]

@@ -68,6 +68,15 @@ def without_places(claim: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def without_forward_pass(claim: dict[str, Any]) -> dict[str, Any]:
+    """A report without what matching by a common text adds: it runs models whose weights are on this disk."""
+    for case in claim["cases"].values():
+        if case["check"] == "independence.neurons":
+            del case["evidence"]["reason"], case["evidence"]["details"]["common_text"]
+            del case["evidence"]["details"]["searched"]
+    return claim
+
+
 def asked_bytes(hub: Any) -> int:
     """Bytes of all ranges of files that were asked for, as far as the files have them."""
     total = 0
@@ -95,7 +104,7 @@ def test_the_verdict_and_every_value_are_those_from_disk(
     result = pytester.runpytest("example.yaml", "--report", "hub")
     assert result.ret == 0
     disk, served = report(pytester, "disk"), report(pytester, "hub")
-    assert without_places(served) == without_places(disk)
+    assert without_forward_pass(without_places(served)) == without_forward_pass(without_places(disk))
     assert served["verdict"] == "SUPPORTED"
     # What was read is recorded with its commit.
     assert served["model"]["where"] == f"org/independent@{commits['independent']}"

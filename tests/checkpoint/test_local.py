@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from safetensors.torch import save_file
 
 from checks.checkpoint.errors import CheckpointUnavailable
 from checks.checkpoint.index import INDEX_NAME, SINGLE_NAME, CheckpointIndex
-from checks.checkpoint.local import LocalSource, file_identity, read_local_index
+from checks.checkpoint.local import FileIdentity, LocalSource, read_local_index
 
 Save = Callable[..., Path]
 Tensors = dict[str, torch.Tensor]
@@ -376,15 +377,19 @@ def test_threads_share_a_source(source: LocalSource) -> None:
 # Identity
 
 
+def file_identity(directory: Path) -> FileIdentity:
+    return read_local_index(directory).identities[SINGLE_NAME]
+
+
 def test_identity_is_stable_and_hashes_the_header_alone(tensors: Tensors, save_checkpoint: Save) -> None:
     directory = save_checkpoint("one", tensors)
     content = (directory / SINGLE_NAME).read_bytes()
     header = content[: 8 + struct.unpack("<Q", content[:8])[0]]
-    identity = file_identity(directory, SINGLE_NAME)
+    identity = file_identity(directory)
     assert identity.header_sha256 == hashlib.sha256(header).hexdigest()
     assert identity.size == len(content)
-    assert file_identity(directory, SINGLE_NAME) == identity
-    assert file_identity(directory, SINGLE_NAME).key == identity.key
+    assert file_identity(directory) == identity
+    assert file_identity(directory).key == identity.key
 
 
 def touch(file: Path) -> None:
@@ -411,11 +416,54 @@ def append(file: Path) -> None:
     os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
 
 
-@pytest.mark.parametrize("change", [touch, replace_file, rename_tensor, append])
+def change_a_byte(file: Path) -> None:
+    """As rsync --inplace -t does: other content of the same size, and the time of modification set back."""
+    state = file.stat()
+    with file.open("r+b") as opened:
+        opened.seek(-1, os.SEEK_END)
+        opened.write(b"\x7e")
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert file.stat().st_mtime_ns == state.st_mtime_ns
+
+
+CHANGES = [touch, replace_file, rename_tensor, change_a_byte]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_identity_changes(change: Callable[[Path], Any], tensors: Tensors, save_checkpoint: Save) -> None:
     directory = save_checkpoint("one", tensors)
-    before = file_identity(directory, SINGLE_NAME)
+    before = file_identity(directory)
+    time.sleep(0.02)  # the clock of a file system may tick a hundred times a second only
     change(directory / SINGLE_NAME)
-    after = file_identity(directory, SINGLE_NAME)
+    after = file_identity(directory)
     assert after != before
     assert after.key != before.key
+
+
+@pytest.mark.parametrize("change", [*CHANGES, append])
+def test_a_change_after_the_index_was_read_is_noticed(
+    change: Callable[[Path], Any], tensors: Tensors, save_checkpoint: Save
+) -> None:
+    directory = save_checkpoint("one", tensors)
+    index = read_local_index(directory)
+    source = LocalSource(directory, index.identities)
+    source.read_into(SINGLE_NAME, 0, memoryview(bytearray(8)))
+    index.require_unchanged()
+    time.sleep(0.02)
+    change(directory / SINGLE_NAME)
+    with pytest.raises(CheckpointUnavailable, match=f"{SINGLE_NAME}: changed while it was read; run again"):
+        index.require_unchanged()
+    # What was not opened yet is not taken for the file whose header was read.
+    late = LocalSource(directory, index.identities)
+    before = descriptors()
+    with pytest.raises(CheckpointUnavailable, match="changed while it was read; run again"):
+        late.read_into(SINGLE_NAME, 0, memoryview(bytearray(8)))
+    assert descriptors() == before
+
+
+def test_a_file_that_is_gone_after_the_index_was_read(tensors: Tensors, save_checkpoint: Save) -> None:
+    directory = save_checkpoint("one", tensors)
+    index = read_local_index(directory)
+    (directory / SINGLE_NAME).unlink()
+    with pytest.raises(CheckpointUnavailable, match=r"changed while it was read \(No such file"):
+        index.require_unchanged()

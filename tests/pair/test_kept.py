@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pytest
 
 from checks.checkpoint.errors import CheckpointUnavailable
@@ -50,6 +53,12 @@ def failing(pair: Pair) -> float:
     if pair.candidate.name == "unavailable":
         raise CheckpointUnavailable("the hub is down")
     return -1.0
+
+
+@kept("1")
+def unusual(_: Pair) -> Mapping[str, Sequence[float]]:
+    """A result of types that the annotation allows and a store does not keep."""
+    return MappingProxyType({"b": [np.float64(0.1)], "a": [1.0]})
 
 
 def same(value: str, _: Pair) -> str:
@@ -219,3 +228,66 @@ def test_workers_wait_for_each_other(models: Path, tmp_path: Path) -> None:
         found = list(pool.map(lambda _: pair_of(models, store=Store(tmp_path)).once(number), range(4)))
     assert found == [0.1] * 4
     assert calls == ["derived"]
+
+
+def test_the_first_run_has_what_a_resumed_run_has(models: Path, tmp_path: Path) -> None:
+    stores = None, Store(tmp_path), Store(tmp_path)
+    found = [pair_of(models, store=store).once(unusual) for store in stores]
+    for one in found:
+        assert repr(one) == "{'b': (0.1,), 'a': (1.0,)}"
+
+
+# Files that change while a run reads them
+
+
+def replaced(file: Path, by: Path) -> None:
+    shutil.copy(by, file.with_name("new"))
+    file.with_name("new").replace(file)
+
+
+def test_a_file_that_is_replaced_meanwhile_is_not_taken_for_what_was_read(models: Path, tmp_path: Path) -> None:
+    """A copy of the base is measured, and an unrelated model put in its place: that one must not be found guilty."""
+    for name in ("base", "independent"):
+        shutil.copytree(models / name, tmp_path / name)
+    shutil.copytree(models / "base", tmp_path / "copy")
+    store = Store(tmp_path / "store")
+    first = pair_of(tmp_path, "copy", store=store)
+    assert first.elementwise().mean().cosine == 1
+    replaced(tmp_path / "copy" / "model.safetensors", tmp_path / "independent" / "model.safetensors")
+    before = store.finished()
+    for _ in range(2):
+        with pytest.raises(CheckpointUnavailable, match=r"model\.safetensors: changed while it was read; run again"):
+            first.once(measures.channels)
+    assert store.finished() == before
+    second = pair_of(tmp_path, "copy", store=store).once(measures.channels)
+    assert second == pair_of(tmp_path, "independent").once(measures.channels)
+
+
+def test_a_file_that_is_changed_in_place_meanwhile(models: Path, tmp_path: Path) -> None:
+    for name in ("base", "derived"):
+        shutil.copytree(models / name, tmp_path / name)
+    store = Store(tmp_path / "store")
+    pair = pair_of(tmp_path, store=store)
+    pair.candidate.checkpoint.read("model.norm.weight")
+    file = tmp_path / "derived" / "model.safetensors"
+    state = file.stat()
+    time.sleep(0.02)  # the clock of a file system may tick a hundred times a second only
+    with file.open("r+b") as opened:
+        opened.seek(-4, 2)
+        opened.write(bytes(4))
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    with pytest.raises(CheckpointUnavailable, match="changed while it was read; run again"):
+        pair.once(number)
+    assert store.finished() == 0
+
+
+def test_what_it_depends_on_may_not_change_either(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    initial = iter("ab")
+    how = kept_module.Kept("1", lambda _: next(initial), lambda _: False)
+    monkeypatch.setitem(kept_module._KEPT, number, how)
+    with pytest.raises(CheckpointUnavailable, match=r"'number' depends on beside them.* changed"):
+        pair_of(models, store=store).once(number)
+    assert store.finished() == 0

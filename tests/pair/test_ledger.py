@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from checks.pair.ledger import Item, Ledger
+from checks.checkpoint.errors import CheckpointUnavailable
+from checks.pair.ledger import Item, Ledger, on_device
 
 KEY = ("candidate", "reference", "statistic", "1")
 LAYERS: dict[str, list[Item]] = {"0": [("a", "x"), ("b", "y")], "1": [("c", "z")], "none": []}
@@ -79,6 +80,24 @@ def test_a_layer_that_cannot_be_read_is_measured_again(payload: dict[str, Any]) 
     store = Store()
     store.put((*KEY, "1", "full"), payload)
     assert ("c", "z") in ledger(store).missing
+
+
+def test_nothing_is_kept_of_a_checkpoint_that_changed() -> None:
+    def raising() -> None:
+        raise CheckpointUnavailable("changed while it was read")
+
+    store = Store()
+    one = Ledger(store, KEY, LAYERS, float.hex, lambda _, stored: float.fromhex(stored), require_unchanged=raising)
+    one.add(("a", "x"), 1.0)
+    with pytest.raises(CheckpointUnavailable, match="changed"):
+        one.add(("b", "y"), 1.0)
+    assert not store.files
+    Ledger(None, KEY, LAYERS, float.hex, lambda _, stored: 0.0, require_unchanged=raising).add(("c", "z"), 1.0)
+
+
+def test_devices_of_one_kind_share_what_they_measure() -> None:
+    assert on_device("full", "cuda:0") == on_device("full", "cuda:1") == "full on cuda"
+    assert on_device("sample 1", "cpu") == "sample 1 on cpu"
 
 
 def test_another_way_of_reading_has_values_of_its_own() -> None:
