@@ -81,7 +81,8 @@ def disagreements(ours: list[TensorResult], theirs: list[TensorResult]) -> list[
         exact = ("n", "equal", "max_difference")
         wrong = [name for name in exact if getattr(a, name) != getattr(b, name)]
         wrong += [name for name in ("cosine", "centred_cosine") if not _near(getattr(a, name), getattr(b, name))]
-        wrong += [side for side in ("candidate_sha256", "reference_sha256") if getattr(one, side) != getattr(other, side)]
+        hashes = ("candidate_sha256", "reference_sha256")
+        wrong += [name for name in hashes if getattr(one, name) != getattr(other, name)]
         if wrong:
             found.append(f"{one.candidate}: {', '.join(wrong)}")
     return found

@@ -12,8 +12,9 @@ anchored   the same, and independence.anchored on the pairs
 units      the exact permutation test of `--tests` MLPs, as independence.units makes of every one
 pass       hashes, cosines and unit tests of the first `--tests` experts alone, in one pass over both sides
 
-Prints JSON: wall and CPU seconds, bytes read, times that they were read, the peak of resident memory; `--save` writes
-it to benchmarks/results/large_layer.json, beside the stages that an earlier run saved. Reading is a copy in memory here, so a disk's own time comes on top.
+Prints JSON: wall and CPU seconds, bytes read, the peak of resident memory; `--save` writes it to
+benchmarks/results/large_layer.json, beside the stages that an earlier run saved. Reading is a copy in memory here: a
+disk's own time comes on top.
 """
 
 from __future__ import annotations

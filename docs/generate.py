@@ -64,7 +64,8 @@ def _conditions(check: str) -> Iterator[str]:
     if one.coverage_from is not None:
         yield f"to support: {one.coverage_from:.0%} of the parameters compared"
     if one.minimum_effect is not None:
-        yield f"{'to contradict' if one.strength == 'decisive' else 'to count'}: an effect of {format_value(one.minimum_effect)}"
+        purpose = "to contradict" if one.strength == "decisive" else "to count"
+        yield f"{purpose}: an effect of {format_value(one.minimum_effect)}"
     if one.detectable_effect_at_most is not None:
         yield f"to support: an effect of {format_value(one.detectable_effect_at_most)} would have been seen"
     if one.nearest is not None and one.distance_at_most is not None:

@@ -10,21 +10,24 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import hypothesis
 import pytest
 import torch
 import yaml
+from filelock import FileLock
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from checks.catalog.architecture import from_config
-from checks.checkpoint.checkpoint import Checkpoint
 from checks.checkpoint.model import Model
 from checks.claim.discovery import discovered_checks
 from checks.claim.model import ModelSource
 from checks.evidence.judge import ContradictingEvidence, Judge, JudgeContext
 from checks.evidence.record import Evidence
-from checks.pair.comparison import compare
+from checks.pair.forward_probes import forward_probes
 from checks.pair.pair import Pair
+from tests.claim_runs import INDEPENDENT, ExampleClaim
 from tests.loopback_hub import LoopbackHub
 
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=50)
@@ -39,13 +42,28 @@ EXAMPLES = REPOSITORY / "examples" / "checkpoints"
 Tensors = dict[str, torch.Tensor]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _loaded_once() -> None:
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test asks a hub on the internet, and waits for it; `hub` is one on this machine."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # for the processes that a test starts
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture(scope="session")
+def loaded_once() -> None:
     """Loads what an in-process run of pytest would load, and forget: none of these can be loaded a second time."""
-    for name in ("numpy.fft", "scipy.optimize", "scipy.special", "transformers"):
+    for name in ("numpy.fft", "scipy.optimize", "scipy.special"):
         importlib.import_module(name)
-    model = Checkpoint(EXAMPLES / "base")
-    compare(model, model)  # numba's registries are loaded with the first compiled function
+    model = Model(ModelSource("base", path=str(EXAMPLES / "base")), None, ("",))
+    pair = Pair(model, model)
+    pair.comparison()  # numba's registries are loaded with the first compiled function
+    forward_probes(model, model, pair.canonical)  # transformers loads its parts as they are used
+
+
+@pytest.fixture
+def pytester(loaded_once: None, pytester: pytest.Pytester) -> pytest.Pytester:
+    """Runs pytest in this process, which has loaded before what such a run must not load."""
+    return pytester
 
 
 @pytest.fixture
@@ -65,8 +83,11 @@ def small_zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small half of the lineage zoo; a model's directory is `small_zoo / "llama_rotated"`. Takes half a minute."""
     from tests.zoo.build import build  # loads transformers
 
-    output = tmp_path_factory.mktemp("zoo")
-    build(output, ("small",), quiet=True)
+    # The workers of a run share it: one builds, the others wait and find nothing missing.
+    shared = "PYTEST_XDIST_WORKER" in os.environ
+    output = tmp_path_factory.getbasetemp().parent / "zoo" if shared else tmp_path_factory.mktemp("zoo")
+    with FileLock(f"{output}.lock"):
+        build(output, ("small",), quiet=True)
     torch.use_deterministic_algorithms(False)
     return output / "small"
 
@@ -228,12 +249,28 @@ def write_claim(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
+def example(pytester: pytest.Pytester) -> Callable[..., Path]:
+    """Writes a claim about the trained checkpoints, given as text."""
+
+    def write(text: str = INDEPENDENT, name: str = "claims/small.yaml", **values: str) -> Path:
+        path = pytester.path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text.format(**{"examples": str(EXAMPLES), "candidate": "independent", **values}))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def example_claim(pytester: pytest.Pytester) -> ExampleClaim:
+    """A claim of pytester's directory that is written and run."""
+    return ExampleClaim(pytester)
+
+
+@pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub]:
     """A running loopback hub to which HF_ENDPOINT points, an empty hub cache, and no token."""
-    import huggingface_hub
-    from huggingface_hub import constants
-
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE"):
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", os.environ.get("NO_PROXY", "") + ",127.0.0.1")
     # huggingface_hub reads the environment when it is imported: in another process, such as a worker.

@@ -7,12 +7,12 @@ import json
 import re
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass
 from pathlib import Path
-from time import sleep
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.loopback_server import Fault, LoopbackServer, QuietHandler, next_fault
 
 Content = bytes | Path
 
@@ -29,22 +29,15 @@ class Repository:
     lfs: bool = True
 
 
-@dataclass
-class Fault:
-    """What goes wrong for requests whose path contains `where`, `times` times (-1: always)."""
+@dataclass(kw_only=True)
+class HubFault(Fault):
+    """What else goes wrong with a file."""
 
-    where: str
-    times: int = 1
-    status: int | None = None
-    headers: dict[str, str] = field(default_factory=dict)
-    body: bytes = b"{}"
     cut_after: int | None = None  # bytes of the body after which the connection is closed
     short: int = 0  # bytes that are left out of the range, honestly declared
     longer: int = 0  # bytes that are sent on top, honestly declared
     ignore_range: bool = False
     shift: int = 0  # bytes by which another range is sent
-    wait: float = 0.0  # seconds before the answer
-    close: bool = False  # no answer at all
 
 
 class LoopbackHub:
@@ -52,7 +45,7 @@ class LoopbackHub:
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
-        self.faults: list[Fault] = []
+        self.faults: list[HubFault] = []
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.good_token = "hf_good"
         self.redirect = False
@@ -60,8 +53,8 @@ class LoopbackHub:
         self.body_bytes = 0
         self.wire_bytes = 0  # with status lines and headers
         self.lock = threading.Lock()
-        self._servers = [_Server(self), _Server(self)]
-        self.endpoint, self.cdn = (f"http://127.0.0.1:{server.server_port}" for server in self._servers)
+        self._servers = [LoopbackServer(_Handler, self), LoopbackServer(_Handler, self)]
+        self.endpoint, self.cdn = (server.address for server in self._servers)
 
     def add(self, name: str, files: Mapping[str, Content], branches: tuple[str, ...] = ("main",), **how: Any) -> str:
         """Publishes a repository; returns its commit sha."""
@@ -74,8 +67,8 @@ class LoopbackHub:
         return self.add(name, {path.name: path for path in sorted(directory.iterdir()) if path.is_file()}, **how)
 
     def fail(self, where: str, **how: Any) -> None:
-        """Lets requests fail, see Fault."""
-        self.faults.append(Fault(where, **how))
+        """Lets requests fail, see HubFault."""
+        self.faults.append(HubFault(where=where, **how))
 
     def seen(self, part: str, method: str = "GET") -> list[dict[str, str]]:
         """The headers of the requests whose address contains `part`."""
@@ -84,54 +77,30 @@ class LoopbackHub:
     def close(self) -> None:
         """Ends both servers."""
         for server in self._servers:
-            server.shutdown()
-            server.server_close()
+            server.close()
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-
-    def __init__(self, hub: LoopbackHub) -> None:
-        self.hub = hub
-        super().__init__(("127.0.0.1", 0), _Handler)
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is part of the tests."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    server: _Server
-
-    def log_message(self, *arguments: Any) -> None:
-        """Nothing on the terminal."""
+class _Handler(QuietHandler):
+    @property
+    def hub(self) -> LoopbackHub:
+        hub: LoopbackHub = self.server.owner
+        return hub
 
     def flush_headers(self) -> None:
-        with self.server.hub.lock:
-            self.server.hub.wire_bytes += sum(map(len, self._headers_buffer))  # type: ignore[attr-defined]
+        with self.hub.lock:
+            self.hub.wire_bytes += len(b"".join(self._headers_buffer))  # type: ignore[attr-defined]
         super().flush_headers()
 
-    def do_GET(self) -> None:
-        hub = self.server.hub
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        with hub.lock:
-            hub.requests.append((self.command, self.path, headers))
-            fault = next((fault for fault in hub.faults if fault.times and fault.where in self.path), Fault("", 0))
-            fault.times -= fault.times > 0
-        sleep(fault.wait)
-        if fault.close:
-            self.close_connection = True
-        elif fault.status is not None:
-            self.answer(fault.status, fault.body, fault.headers)
-        else:
+    def do_GET(self) -> None:  # noqa: N802
+        with self.hub.lock:
+            self.hub.requests.append((self.command, self.path, self.lower_headers()))
+            fault = next_fault(self.hub.faults, self.path) or HubFault()
+        if not self.fails(fault):
             self.route(fault)
 
     do_HEAD = do_GET  # noqa: N815
 
-    def route(self, fault: Fault) -> None:
+    def route(self, fault: HubFault) -> None:
         parts = urlsplit(self.path)
         path = unquote(parts.path)
         query = parse_qs(parts.query)
@@ -142,15 +111,15 @@ class _Handler(BaseHTTPRequestHandler):
         elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self.resolve(found[1], found[2], found[3], fault)
         elif found := re.fullmatch(r"/cdn/(\d+)/([^/]+/[^/]+)/([^/]+)", path):
-            if int(found[1]) != self.server.hub.signature:
+            if int(found[1]) != self.hub.signature:
                 self.answer(403, b"<Error>expired</Error>", {"content-type": "application/xml"})
             else:
-                self.send_file(self.server.hub.repositories[found[2]], found[3], fault)
+                self.send_file(self.hub.repositories[found[2]], found[3], fault)
         else:
             self.refuse(404, "NotFound", "no such page")
 
     def repository(self, name: str, revision: str) -> Repository | None:
-        repository = self.server.hub.repositories.get(name)
+        repository = self.hub.repositories.get(name)
         if repository is None or (repository.private and not self.is_authorized()):
             self.refuse(401, "RepoNotFound", "Repository not found")
         elif revision not in (repository.commit, *repository.branches):
@@ -160,7 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
         return None
 
     def is_authorized(self) -> bool:
-        return self.headers.get("authorization") == f"Bearer {self.server.hub.good_token}"
+        return self.headers.get("authorization") == f"Bearer {self.hub.good_token}"
 
     def describe(self, name: str, revision: str, blobs: bool) -> None:
         repository = self.repository(name, revision)
@@ -182,7 +151,7 @@ class _Handler(BaseHTTPRequestHandler):
             tree = [{"type": "file", "path": path, "size": size_of(file), "oid": blob_of(file)} for path, file in files]
             self.answer(200, json.dumps(tree).encode())
 
-    def resolve(self, name: str, revision: str, file: str, fault: Fault) -> None:
+    def resolve(self, name: str, revision: str, file: str, fault: HubFault) -> None:
         repository = self.repository(name, revision)
         if repository is None:
             return
@@ -191,13 +160,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.refuse(status, "GatedRepo", f"Access to model {name} is restricted")
         elif file not in repository.files:
             self.refuse(404, "EntryNotFound", "Entry not found", {"x-repo-commit": repository.commit})
-        elif self.server.hub.redirect and self.command == "GET":
-            hub = self.server.hub
-            self.answer(302, b"", {"location": f"{hub.cdn}/cdn/{hub.signature}/{name}/{file}"})
+        elif self.hub.redirect and self.command == "GET":
+            self.answer(302, b"", {"location": f"{self.hub.cdn}/cdn/{self.hub.signature}/{name}/{file}"})
         else:
             self.send_file(repository, file, fault)
 
-    def send_file(self, repository: Repository, file: str, fault: Fault) -> None:
+    def send_file(self, repository: Repository, file: str, fault: HubFault) -> None:
         content = repository.files[file]
         size = size_of(content)
         digest = sha256_of(content) if repository.lfs else "0" * 40
@@ -233,24 +201,15 @@ class _Handler(BaseHTTPRequestHandler):
                 start += self.write(opened.read(min(1 << 20, stop - start)))
 
     def write(self, piece: bytes) -> int:
-        self.wfile.write(piece)
-        with self.server.hub.lock:
-            self.server.hub.body_bytes += len(piece)
-            self.server.hub.wire_bytes += len(piece)
+        super().write(piece)
+        with self.hub.lock:
+            self.hub.body_bytes += len(piece)
+            self.hub.wire_bytes += len(piece)
         return len(piece)
 
     def refuse(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
         reason = {"x-error-code": code, "x-error-message": message, **(headers or {})}
         self.answer(status, json.dumps({"error": message}).encode(), reason)
-
-    def answer(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.write(body)
 
 
 def size_of(content: Content) -> int:

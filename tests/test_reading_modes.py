@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from checks.checkpoint.model import Model
 from checks.claim.model import ModelSource
@@ -17,13 +15,14 @@ from checks.pair.pair import Pair
 from checks.pair.reading import Reading
 from checks.plugin import parse_budget
 from checks.streaming.planned_source import NotPlanned
+from tests.claim_runs import ExampleClaim
 
 CHECKS = ("similarity", "independence.units", "identity.sha256")
 Run = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def run(pytester: pytest.Pytester, examples: Path) -> Run:
+def run(example_claim: ExampleClaim, examples: Path) -> Run:
     """Runs a claim about one example model against another, and returns its report."""
 
     def make(
@@ -33,19 +32,11 @@ def run(pytester: pytest.Pytester, examples: Path) -> Run:
         checks: tuple[str, ...] = CHECKS,
         paths: Sequence[Path] | None = None,
     ) -> Any:
-        ours, theirs = paths or (examples / model, examples / reference)
-        claim = {
-            "claim": "example",
-            "statement": "The example model was trained from scratch.",
-            "model": {"name": ours.name, "path": str(ours)},
-            "references": [{"name": theirs.name, "path": str(theirs)}],
-            "nearest": 0,
-            "checks": {"only": list(checks)},
-        }
-        (pytester.path / "example.yaml").write_text(yaml.safe_dump(claim, sort_keys=False))
-        result = pytester.runpytest("example.yaml", "--report", "out", "--store", "none", *options)
-        report: dict[str, Any] = json.loads((pytester.path / "out" / "verdict.json").read_text())["claims"]["example"]
-        return {**report, "status": result.ret}
+        places = paths or (examples / model, examples / reference)
+        ours, theirs = ({"name": place.name, "path": str(place)} for place in places)
+        example_claim.write(ours, [theirs], checks={"only": list(checks)})
+        result = example_claim.run("--store", "none", *options)
+        return {**example_claim.report(), "status": result.ret}
 
     return make
 

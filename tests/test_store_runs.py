@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from checks.evidence.store import Store
 from checks.streaming import stream
+from tests.claim_runs import ExampleClaim
 
 # Kills its own process, as nothing can be caught or cleaned up after, once so many layers were put into the store.
 KILLS = """
@@ -35,28 +35,22 @@ Store.put = counted
 
 
 @pytest.fixture
-def models(pytester: pytest.Pytester, examples: Path) -> Path:
+def models(pytester: pytest.Pytester, example_claim: ExampleClaim, examples: Path) -> Path:
     """Copies of two example models, and example.yaml about them."""
     for name in ("derived", "base"):
         shutil.copytree(examples / name, pytester.path / name)
-    claim = {
-        "claim": "example",
-        "statement": "The example model was trained from scratch.",
-        "model": {"name": "derived", "path": "derived"},
-        "references": [{"name": "base", "path": "base"}],
-        "nearest": 0,
-        "checks": {"only": ["similarity.mean", "identity.sha256", "independence.units"]},
-    }
-    (pytester.path / "example.yaml").write_text(yaml.safe_dump(claim, sort_keys=False))
+    ours, theirs = ({"name": name, "path": name} for name in ("derived", "base"))
+    checks = ["similarity.mean", "identity.sha256", "independence.units"]
+    example_claim.write(ours, [theirs], checks={"only": checks})
     return pytester.path
 
 
 @pytest.fixture
-def verdict(pytester: pytest.Pytester, models: Path) -> Callable[..., bytes]:
+def verdict(example_claim: ExampleClaim, models: Path) -> Callable[..., bytes]:
     """Runs the claim in this process and returns verdict.json."""
 
     def run(*options: str) -> bytes:
-        assert pytester.runpytest("example.yaml", "--report", "out", *options).ret == 1
+        assert example_claim.run(*options).ret == 1
         return (models / "out" / "verdict.json").read_bytes()
 
     return run

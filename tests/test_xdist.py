@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from checks.plugin import pair_group
+from tests.claim_runs import verdicts
 
 CLAIM = """\
 claim: small
@@ -34,11 +33,6 @@ def derived_claim(pytester: pytest.Pytester, examples: Path) -> Path:
     return path
 
 
-def verdicts(directory: Path) -> Any:
-    """The claims of a written report."""
-    return json.loads((directory / "verdict.json").read_text())["claims"]
-
-
 def test_verdict_and_exit_status_are_the_same_with_and_without_workers(
     pytester: pytest.Pytester, derived_claim: Path
 ) -> None:
@@ -57,7 +51,7 @@ def test_deselected_cases_are_seen_by_the_controller(pytester: pytest.Pytester, 
 
 
 def test_all_cases_of_a_pair_run_on_one_worker(pytester: pytest.Pytester, derived_claim: Path) -> None:
-    result = pytester.runpytest("claims", "-n", "2", "-v")
+    result = pytester.runpytest("claims", "-n", "2", "-v", "-k", "identity or similarity")
     workers: dict[str, set[str]] = defaultdict(set)
     for worker, reference in re.findall(
         r"\[(gw\d)\].*?claims/small\.yaml::\S+\[(base|independent)", result.stdout.str()
@@ -90,7 +84,7 @@ def test_the_rest_of_a_pair_is_run_after_its_worker_died(pytester: pytest.Pytest
         "def pytest_pyfunc_call(pyfuncitem):\n"
         "    if pyfuncitem.name == 'similarity.mean[independent]':\n        os._exit(3)\n"
     )
-    result = pytester.runpytest("claims", "-n", "2", "-m", "decisive", "--report", "out")
+    result = pytester.runpytest("claims", "-n", "2", "-m", "decisive", "-k", "mean or units", "--report", "out")
     cases = verdicts(pytester.path / "out")["small"]["cases"]
     assert cases["similarity.mean[independent]"]["outcome"] == "error"
     assert cases["independence.units[independent]"]["outcome"] == "supports"

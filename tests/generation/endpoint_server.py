@@ -6,25 +6,21 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass
 from time import sleep
 from typing import Any
+
+from tests.loopback_server import Fault, LoopbackServer, QuietHandler, next_fault
 
 Answering = Callable[[str], str]
 
 
-@dataclass
-class Fault:
-    """What goes wrong for the next `times` requests (-1: all)."""
+@dataclass(kw_only=True)
+class EndpointFault(Fault):
+    """What goes wrong instead of an answer of the model."""
 
-    times: int = 1
-    status: int = 200
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes = b"{}"
-    wait: float = 0.0  # seconds before the answer
+    status: int | None = 200
     drip: float = 0.0  # seconds between the bytes of the body
-    close: bool = False  # no answer at all
 
 
 class LoopbackEndpoint:
@@ -33,20 +29,19 @@ class LoopbackEndpoint:
     def __init__(self, models: Mapping[str, Answering], *, chat: bool = True, completions: bool = True) -> None:
         self.models = dict(models)
         self.routes = {"/v1/chat/completions": chat, "/v1/completions": completions}
-        self.faults: list[Fault] = []
+        self.faults: list[EndpointFault] = []
         self.requests: list[tuple[str, dict[str, str], dict[str, Any]]] = []
         self.lock = threading.Lock()
-        self.server = _Server(self)
-        self.address = f"http://127.0.0.1:{self.server.server_port}/v1"
+        self.server = LoopbackServer(_Handler, self)
+        self.address = f"{self.server.address}/v1"
 
     def fail(self, **how: Any) -> None:
-        """Lets requests fail, see Fault."""
-        self.faults.append(Fault(**how))
+        """Lets requests fail, see EndpointFault."""
+        self.faults.append(EndpointFault(**how))
 
     def close(self) -> None:
         """Ends the server."""
-        self.server.shutdown()
-        self.server.server_close()
+        self.server.close()
 
 
 @contextmanager
@@ -59,41 +54,18 @@ def serving(models: Mapping[str, Answering], **offered: bool) -> Iterator[Loopba
         endpoint.close()
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
+class _Handler(QuietHandler):
+    drip = 0.0
 
-    def __init__(self, endpoint: LoopbackEndpoint) -> None:
-        self.endpoint = endpoint
-        super().__init__(("127.0.0.1", 0), _Handler)
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is part of the tests."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    server: _Server
-
-    def log_message(self, *arguments: Any) -> None:
-        """Nothing on the terminal."""
-
-    def do_POST(self) -> None:
-        endpoint = self.server.endpoint
+    def do_POST(self) -> None:  # noqa: N802
+        endpoint: LoopbackEndpoint = self.server.owner
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         with endpoint.lock:
-            endpoint.requests.append((self.path, {name.lower(): value for name, value in self.headers.items()}, body))
-            fault = next((fault for fault in endpoint.faults if fault.times), None)
-            if fault is not None:
-                fault.times -= fault.times > 0
+            endpoint.requests.append((self.path, self.lower_headers(), body))
+            fault = next_fault(endpoint.faults, self.path)
+        self.drip = fault.drip if fault else 0.0
         if fault is not None:
-            sleep(fault.wait)
-            if fault.close:
-                self.close_connection = True
-            else:
-                self.answer(fault.status, fault.body, fault.headers, fault.drip)
+            self.fails(fault)
         elif not endpoint.routes.get(self.path, False):
             self.answer(404, b'{"detail": "Not Found"}')
         elif body.get("model") not in endpoint.models:
@@ -102,19 +74,20 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer(200, json.dumps(self.made(body)).encode())
 
     def made(self, body: dict[str, Any]) -> dict[str, Any]:
-        answer = self.server.endpoint.models[body["model"]]
+        answer = self.server.owner.models[body["model"]]
         if "messages" in body:
             message = {"role": "assistant", "content": answer(body["messages"][-1]["content"])}
             return {"object": "chat.completion", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
         choice = {"index": 0, "text": answer(body["prompt"]), "finish_reason": "length"}
         return {"object": "text_completion", "choices": [choice]}
 
-    def answer(self, status: int, body: bytes, headers: Mapping[str, str] | None = None, drip: float = 0.0) -> None:
-        self.send_response(status)
-        for name, value in {"content-type": "application/json", **(headers or {})}.items():
-            self.send_header(name, value)
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        for position in range(0, len(body), 1 if drip else max(1, len(body))):
-            self.wfile.write(body[position : position + (1 if drip else len(body))])
-            sleep(drip)
+    def answer(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
+        super().answer(status, body, {"content-type": "application/json", **(headers or {})})
+
+    def write(self, piece: bytes) -> int:
+        if not self.drip:
+            return super().write(piece)
+        for position in range(len(piece)):
+            super().write(piece[position : position + 1])
+            sleep(self.drip)
+        return len(piece)
