@@ -206,10 +206,15 @@ class _Statement:
         return _distinct(found)
 
     def accelerator(self) -> Accelerator | None:
-        """The stated accelerator, when it is known."""
+        """The stated accelerator, when its peak is known: by the table, or else by the claim."""
         figure = self.catalogued.get("accelerator")
         name = self.claim.accelerator or (str(figure.value) if figure else None)
-        return accelerator_called(name) if name else None
+        known = accelerator_called(name) if name else None
+        if known is not None or self.claim.peak is None or name is None:
+            return known
+        stated = precisions_in(self.claim.precision or "") or ("fp32",)
+        peaks = dict.fromkeys(stated, self.claim.peak)
+        return Accelerator(name, frozenset(), peaks, "stated by the claim", unverified=True)
 
     def precisions(self, accelerator: Accelerator) -> tuple[str, ...]:
         """The stated precisions of training; all that the accelerator has from 8 bits on where none is stated.

@@ -115,7 +115,7 @@ def test_hyperclovax_has_three_components_with_panels_of_their_own(offline: Offl
 
 # What claims/example.yaml says of itself: decided where so small a model allows.
 BESIDE_THE_WEIGHTS = {
-    "compute.flops": "not applicable",
+    "compute.flops": "supports",
     "compute.tokens": "inconclusive",
     "training_log.initial_loss": "supports",
     "training_log.continuity": "supports",
@@ -141,7 +141,7 @@ def test_the_examples_end_as_they_are_documented(
         outcomes = {case: found["outcome"] for case, found in claim["cases"].items()}
         assert BESIDE_THE_WEIGHTS.items() <= outcomes.items()
         assert claim["cases"]["compute.tokens"]["evidence"]["value"] == pytest.approx(8.14, abs=0.01)
-        assert "stated: a known accelerator" in claim["cases"]["compute.flops"]["evidence"]["reason"]
+        assert claim["cases"]["compute.flops"]["evidence"]["details"]["accelerator"]["source"] == "stated by the claim"
 
 
 def test_the_continued_example_is_found_by_how_it_goes_on(pytester: pytest.Pytester, repository: Path) -> None:

@@ -41,6 +41,18 @@ def largest(evidence: Evidence) -> dict[str, Any]:
     return max(readings, key=lambda one: max(one["utilisation"].values()))
 
 
+def test_a_stated_peak_serves_where_the_table_knows_none(judged: Judged) -> None:
+    unknown = replace(STATED, accelerator="our own chip", precision="bf16", peak=1e15)
+    evidence = judged("compute.flops", candidate(unknown))
+    assert evidence.value == pytest.approx(6e22 / (1000 * 10 * 86400 * 1e15))
+    assert evidence.details["accelerator"]["source"] == "stated by the claim"
+    assert evidence.details["accelerator"]["unverified"] is True
+    known = judged("compute.flops", candidate(replace(STATED, peak=1.0)))
+    assert known.value == judged("compute.flops", candidate(STATED)).value
+    assert judged("compute.flops", candidate(replace(unknown, peak=1e12))).outcome == CONTRADICTS
+    assert judged("compute.flops", candidate(replace(unknown, peak=None))).outcome == NOT_APPLICABLE
+
+
 def test_deepseek_v3_is_plausible(judged: Judged) -> None:
     evidence = judged("compute.flops", candidate(key="deepseek_v3"))
     assert evidence.outcome == SUPPORTS

@@ -13,8 +13,9 @@ class Training:
     """The claimant's figures; None for what the claim does not say.
 
     parameters: in units; active: what one token uses. tokens: of the whole pre-training. sequence_length: in tokens.
-    accelerator, accelerator_count, days, precision: the hardware and how long it was used. log: the file of the
-    training log, its path resolved against the claim file's directory.
+    accelerator, accelerator_count, days, precision: the hardware and how long it was used. peak: dense operations
+    per second of one accelerator. log: the file of the training log, its path resolved against the claim file's
+    directory.
     """
 
     total: float | None = None
@@ -25,6 +26,7 @@ class Training:
     accelerator_count: float | None = None
     days: float | None = None
     precision: str | None = None
+    peak: float | None = None
     log: str | None = None
 
 
@@ -41,5 +43,6 @@ def training_from(block: Mapping[str, Any], directory: Path) -> Training:
         accelerator_count=hardware.get("count"),
         days=hardware.get("days"),
         precision=hardware.get("precision"),
+        peak=hardware.get("peak"),
         log=None if log is None else str((directory / log).resolve()),
     )
