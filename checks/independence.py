@@ -155,7 +155,7 @@ def anchored(pair: Pair, judge: Judge) -> None:
     residual stream is permuted or rotated or the vocabulary replaced: neurons of other layers, first matched by the
     distribution of these products, are the probes.
     Statistic: share of neurons to which both matchings give the same partner, against mismatched blocks of this run.
-    Documented: this suite; null measured on the lineage zoo (benchmarks/results).
+    Documented: this suite; null measured on the lineage zoo (benchmarks/results/matching-null-setting.json).
     Assumes MLPs in several layers. A shared initialisation seed may trip it.
     Blind to: a few inherited layers among fresh ones; drift that leaves no neuron recognisable.
     """
