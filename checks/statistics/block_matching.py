@@ -15,7 +15,7 @@ LEAST_LAYERS = 5
 # Fewer mismatched blocks than this are no null.
 LEAST_NULL = 8
 # Shares of neurons that must agree, of one block and of all together. Far above every independent pair of the setting
-# half of the lineage zoo (8 % of a first layer by tokens, 6.3 % of a block by anchors, 1.8 % of all), since neurons that
+# half of the lineage zoo (8 % of a first layer by tokens, 6 % of a block by anchors, 1.8 % of all), since neurons that
 # answer to one token arise in every model, and may be more in larger ones.
 LEAST_AGREEMENT = 0.25
 LEAST_JOINT_AGREEMENT = 0.1
