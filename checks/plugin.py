@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import secrets
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -29,7 +29,8 @@ from checks.claim.outcome import classify
 from checks.evidence.judge import ContradictingEvidence, Judge, JudgeContext
 from checks.evidence.record import UNAVAILABLE
 from checks.evidence.store import NullStore, ResultStore, Store, StoreError
-from checks.evidence.thresholds import STRENGTHS, families, threshold, thresholds
+from checks.evidence.thresholds import STRENGTHS, families, thresholds
+from checks.pair.asked import ask_for_fingerprints, ask_for_neurons, layer_visitors_for
 from checks.pair.reading import Reading
 from checks.report.session import REVISIONS, REVISIONS_INPUT, ClaimSession
 from checks.streaming.planned_source import NotPlanned
@@ -51,8 +52,6 @@ DRAWN = "drawn"
 # Where a seed that was drawn is kept, and how workers of xdist are handed it.
 SEED_KEY = ("seed", "1")
 SEED_INPUT = "from_scratch_seed"
-# Checks that look for tensors under other names.
-NAMELESS_CHECKS = frozenset({"identity.sketch", "independence.tensors"})
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -268,16 +267,6 @@ def checks_of(session: pytest.Session, parameter: PairParameter) -> set[str]:
     }
 
 
-def ask_for_neurons(checks: Iterable[str]) -> bool:
-    """May any of these checks ask for the neurons of a pair? Suspicions do, which ask the weights."""
-    return any(check == "independence.units" or threshold(check).strength == "suspicion" for check in checks)
-
-
-def ask_for_fingerprints(checks: Iterable[str]) -> bool:
-    """Does any of these checks look for tensors under other names?"""
-    return not NAMELESS_CHECKS.isdisjoint(checks)
-
-
 @pytest.fixture(scope="session")
 def candidate(request: pytest.FixtureRequest) -> Any:
     """The model that the claim is about, or one component of it."""
@@ -319,6 +308,7 @@ def pair(request: pytest.FixtureRequest) -> Any:
         parameter.claimed_prefixes,
         tests_neurons=ask_for_neurons(asked),
         takes_fingerprints=ask_for_fingerprints(asked),
+        layer_visitors=layer_visitors_for(asked),
         store=store_of(request.config),
         initial=parameter.initial,
         reading=Reading(

@@ -7,16 +7,20 @@ several query heads share stand once.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from checks.checkpoint.errors import CheckpointUnavailable
 from checks.checkpoint.parts import MLP_PARTS, Holder, Parts
+from checks.checkpoint.roles import TensorRole
 from checks.checkpoint.stored_weight import TensorSource
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Found = TypeVar("Found")
 
 # What no matrix [out, in] stands for: it stays where it is, and the canonical form does without it.
 NO_MATRIX = frozenset(
@@ -54,7 +58,8 @@ class Mlp:
 class CanonicalModel:
     """The main stack of a checkpoint's text decoder (of its vision encoder, where that is all there is) on a device.
 
-    Reads when asked and keeps nothing but gains of norms. `component`: "text" or "vision", where a checkpoint has both.
+    Reads when asked and keeps nothing but gains of norms, and what `once` found. `component`: "text" or "vision", where
+    a checkpoint has both.
     """
 
     def __init__(self, checkpoint: TensorSource, device: str = "cpu", component: str | None = None) -> None:
@@ -62,6 +67,28 @@ class CanonicalModel:
         self._source = checkpoint
         self._parts = Parts(checkpoint, component)
         self._gains: dict[tuple[str, int | None], Tensor] = {}
+        self._found: dict[tuple[Any, ...], Any] = {}
+
+    def once(self, measure: Callable[..., Found], *arguments: Hashable) -> Found:
+        """`measure(self, *arguments)`, made when first asked for: what is wanted of a layer while its tensors are held.
+
+        For small results, which stay as long as the model does. A measure that raises is made again.
+        """
+        key = (measure, *arguments)
+        if key not in self._found:
+            self._found[key] = measure(self, *arguments)
+        found: Found = self._found[key]
+        return found
+
+    @cached_property
+    def tensors_by_layer(self) -> Mapping[int | None, frozenset[str]]:
+        """Names of the tensors of each layer, and of the model beside its layers (None), with their scales."""
+        found: dict[int | None, set[str]] = {None: set(), **{layer: set() for layer in self.layers}}
+        for name, entry in self._source.tensors.items():
+            role = entry.role
+            if isinstance(role, TensorRole) and role.component == self.component and role.layer in found:
+                found[role.layer].add(name)
+        return {layer: frozenset(names) for layer, names in found.items()}
 
     @property
     def component(self) -> str:

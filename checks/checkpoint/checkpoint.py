@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from checks.checkpoint.errors import CheckpointUnavailable
 from checks.checkpoint.files import CheckpointFiles, LocalFiles
 from checks.checkpoint.header import BITS
+from checks.checkpoint.held_tensors import HeldTensors
 from checks.checkpoint.index import ByteSource, TensorInfo
 from checks.checkpoint.local import LocalIndex, LocalSource
 from checks.checkpoint.roles import Role, role_of
@@ -90,6 +91,7 @@ class Checkpoint:
         }
         self._everything = {name: info.elements for name, info in index.tensors.items()}
         self._sha256: dict[str, str] = {}
+        self.held = HeldTensors()
 
     @property
     def where(self) -> str:
@@ -151,6 +153,7 @@ class Checkpoint:
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
         """One tensor, on the CPU, in its stored dtype; or its `rows` along the first axis, whose bytes alone are read.
 
+        What is held is not read again, and what is read whole is held as long as there is room.
         Raises CheckpointUnavailable when it cannot be read, ValueError for rows that are not stored one after the
         other, as whole bytes.
         """
@@ -161,8 +164,14 @@ class Checkpoint:
         start, stop, shape = (info.start, info.stop, info.shape) if rows is None else _rows(info, rows)
         if start == stop:
             return torch.empty(shape, dtype=dtype)
-        buffer = bytearray(stop - start)
-        self.source.read_into(info.shard, start, memoryview(buffer))
+        held = self.held.get(name)
+        if held is not None:
+            buffer = bytearray(held[start - info.start : stop - info.start])
+        else:
+            buffer = bytearray(stop - start)
+            self.source.read_into(info.shard, start, memoryview(buffer))
+            if rows is None and self.held.has_room(len(buffer)):
+                self.held.put(name, buffer[:])  # whoever asked may write to the tensor
         flat = torch.frombuffer(buffer, dtype=torch.uint8).view(dtype)
         # Types that hold several elements in a byte keep their packed length.
         return flat.reshape(shape) if flat.numel() == prod(shape) else flat

@@ -40,19 +40,77 @@ class Aligned:
     tokens: int
 
 
-def align(
-    candidate: CanonicalModel,
-    reference: CanonicalModel,
-    ids: tuple[Sequence[int], Sequence[int]],
-    layer_map: Mapping[int, int],
-    seed: int = 0,
-) -> Aligned | None:
-    """Procrustes alignment by shared tokens and unbiased CKA of mapped layers (T3); None with fewer than 64 tokens.
+class CommonFrame:
+    """The common basis of two residual streams, and what layers look like in it: small, and made once of each layer.
+
+    `transform`: which change of basis takes one embedding to the other. `tokens`: how many shared ones were used.
+    """
+
+    def __init__(
+        self,
+        sides: tuple[CanonicalModel, CanonicalModel],
+        directions: tuple[Tensor, Tensor],
+        columns: tuple[Tensor, Tensor, Tensor],
+        transform: Transform,
+        tokens: int,
+    ) -> None:
+        self.sides = sides
+        self.transform = transform
+        self.tokens = tokens
+        self._directions = directions
+        self._columns = columns
+        self._kernels: dict[tuple[int, str, int], Tensor | None] = {}
+        self._scores: dict[tuple[int, int], float | None] = {}
+
+    def kernel(self, side: int, part: str, layer: int) -> Tensor | None:
+        """What a part of a layer reads, or writes, of each direction: [k, k] on the CPU; None if there is no such part.
+
+        Raises CheckpointUnavailable.
+        """
+        from checks.statistics.alignment import kernel
+
+        if (side, part, layer) not in self._kernels:
+            matrix = _matrix(self.sides[side], part, layer, folded=True)
+            try:
+                found = None if matrix is None else kernel(matrix, self._directions[side]).cpu()
+            except ValueError as error:
+                raise CheckpointUnavailable(f"{part} of some layer: {error}") from error
+            self._kernels[side, part, layer] = found
+        return self._kernels[side, part, layer]
+
+    def awm(self, ours: int, theirs: int) -> float | None:
+        """Unbiased CKA of queries and keys of two layers, channels paired by the best signed permutation; None without
+        both. Raises CheckpointUnavailable."""
+        from checks.statistics.rows import unbiased_linear_cka
+
+        if (ours, theirs) not in self._scores:
+            kept, taken, signs = self._columns
+            scores = []
+            for part in ("q", "k"):
+                one, other = _matrix(self.sides[0], part, ours, False), _matrix(self.sides[1], part, theirs, False)
+                if one is None or other is None:
+                    continue
+                score = unbiased_linear_cka((one[:, kept].double() * signs).T, other[:, taken].double().T)
+                scores += [] if score is None else [score]
+            self._scores[ours, theirs] = sum(scores) / 2 if len(scores) == 2 else None
+        return self._scores[ours, theirs]
+
+    def visit(self, layer: int) -> None:
+        """Take what `align_in` wants of this layer of either model while it is at hand."""
+        for side, model in enumerate(self.sides):
+            for part in (*READERS, "o") if layer in model.layers else ():
+                self.kernel(side, part, layer)
+        if layer in _awm_layers(self.sides[0].layers) and layer in self.sides[1].layers:
+            self.awm(layer, layer)
+
+
+def common_frame(
+    candidate: CanonicalModel, reference: CanonicalModel, ids: tuple[Sequence[int], Sequence[int]], seed: int = 0
+) -> CommonFrame | None:
+    """Procrustes alignment of two embeddings by shared tokens; None with fewer than 64 of them.
 
     `ids`: of shared tokens in both vocabularies; four or more for each dimension of the narrower model determine the
-    alignment. `layer_map`: the reference's layer for each of the candidate's.
-    AWM: arXiv 2510.06738; its layers are the mapped ones, its weights those as stored, without norms.
-    Raises CheckpointUnavailable, ValueError for lists of different lengths.
+    alignment. Raises CheckpointUnavailable, ValueError for lists of different lengths.
     """
     import torch
 
@@ -73,43 +131,58 @@ def align(
         transform = seen_transform(rows_a, rows_b, seed)
     except ValueError as error:
         raise CheckpointUnavailable(f"the embeddings cannot be aligned: {error}") from error
-    pairs = {one: other for one, other in layer_map.items() if one in candidate.layers and other in reference.layers}
-    readers, writers = (_test(sides, (basis.a, basis.b), pairs, parts) for parts in (READERS, ("o",)))
     columns = signed_permutation(rows_a.double(), rows_b.double())
-    scores = _awm(sides, columns, pairs)
-    return Aligned(
-        readers,
-        writers,
-        transform,
-        sum(scores) / len(scores) if scores else None,
-        len(scores),
-        int(used.sum()),
-    )
+    return CommonFrame(sides, (basis.a, basis.b), columns, transform, int(used.sum()))
 
 
-def _test(
-    sides: tuple[CanonicalModel, CanonicalModel],
-    directions: tuple[Tensor, Tensor],
-    pairs: Mapping[int, int],
-    parts: Sequence[str],
-) -> AlignmentTest:
+def align(
+    candidate: CanonicalModel,
+    reference: CanonicalModel,
+    ids: tuple[Sequence[int], Sequence[int]],
+    layer_map: Mapping[int, int],
+    seed: int = 0,
+) -> Aligned | None:
+    """`align_in` the frame that `common_frame` finds; None without one. Raises as both."""
+    frame = common_frame(candidate, reference, ids, seed)
+    return None if frame is None else align_in(frame, layer_map)
+
+
+def align_in(frame: CommonFrame, layer_map: Mapping[int, int]) -> Aligned:
+    """Unbiased CKA of mapped layers in a common frame (T3).
+
+    `layer_map`: the reference's layer for each of the candidate's.
+    AWM: arXiv 2510.06738; its layers are the mapped ones, its weights those as stored, without norms.
+    Raises CheckpointUnavailable.
+    """
+    ours, theirs = (model.layers for model in frame.sides)
+    pairs = {one: other for one, other in layer_map.items() if one in ours and other in theirs}
+    readers, writers = (_test(frame, pairs, parts) for parts in (READERS, ("o",)))
+    found = [frame.awm(layer, pairs[layer]) for layer in _awm_layers(sorted(pairs))]
+    scores = [score for score in found if score is not None]
+    awm = sum(scores) / len(scores) if scores else None
+    return Aligned(readers, writers, frame.transform, awm, len(scores), frame.tokens)
+
+
+def _awm_layers(layers: Sequence[int]) -> Sequence[int]:
+    """The layers on which the AWM score is computed."""
+    return layers[:: max(1, len(layers) // AWM_LAYERS)][:AWM_LAYERS]
+
+
+def _test(frame: CommonFrame, pairs: Mapping[int, int], parts: Sequence[str]) -> AlignmentTest:
     """The test over all layers of both models that have a part."""
     import torch
 
-    from checks.statistics.alignment import alignment_test, kernel, layer_similarities
+    from checks.statistics.alignment import alignment_test, layer_similarities
 
     rows, columns = sorted(pairs), sorted(set(pairs.values()))
     tables = []
     for part in parts if rows else ():
         kernels = []
-        for model, layers, basis in zip(sides, (rows, columns), directions, strict=True):
-            found = [_matrix(model, part, layer, folded=True) for layer in layers]
-            if any(matrix is None for matrix in found):
+        for side, layers in enumerate((rows, columns)):
+            found = [frame.kernel(side, part, layer) for layer in layers]
+            if any(one is None for one in found):
                 break
-            try:
-                kernels.append(torch.stack([kernel(matrix, basis).cpu() for matrix in found if matrix is not None]))
-            except ValueError as error:
-                raise CheckpointUnavailable(f"{part} of some layer: {error}") from error
+            kernels.append(torch.stack([one for one in found if one is not None]))
         if len(kernels) == 2:
             tables.append(layer_similarities(kernels[0], kernels[1]))
     mapped = {place: columns.index(pairs[layer]) for place, layer in enumerate(rows)}
@@ -125,26 +198,3 @@ def _matrix(model: CanonicalModel, part: str, layer: int, folded: bool) -> Tenso
     if needed and all(model.has(one, layer) for one in needed):
         return LATENT[part](model, layer, folded)
     return None
-
-
-def _awm(
-    sides: tuple[CanonicalModel, CanonicalModel], columns: tuple[Tensor, Tensor, Tensor], pairs: Mapping[int, int]
-) -> list[float]:
-    """Unbiased CKA of queries and keys of mapped layers, channels paired by the best signed permutation."""
-    from checks.statistics.rows import unbiased_linear_cka
-
-    kept, taken, signs = columns
-    layers = sorted(pairs)
-    step = max(1, len(layers) // AWM_LAYERS)
-    scores = []
-    for layer in layers[::step][:AWM_LAYERS]:
-        of_layer = []
-        for part in ("q", "k"):
-            ours, theirs = _matrix(sides[0], part, layer, False), _matrix(sides[1], part, pairs[layer], False)
-            if ours is None or theirs is None:
-                continue
-            score = unbiased_linear_cka((ours[:, kept].double() * signs).T, theirs[:, taken].double().T)
-            of_layer += [] if score is None else [score]
-        if len(of_layer) == 2:
-            scores.append(sum(of_layer) / 2)
-    return scores

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from checks.checkpoint.canonical import CanonicalModel, MlpPlace
+from checks.checkpoint.errors import CheckpointUnavailable
 from checks.streaming.planned_source import NotPlanned
 
 if TYPE_CHECKING:
@@ -49,6 +50,77 @@ class ChannelTests:
         )
 
 
+class ChannelSweep:
+    """Collects the views of the channels of two models of equal width, layer by layer.
+
+    `tokens`, `layer_map`: see `channel_tests`.
+    """
+
+    def __init__(
+        self,
+        candidate: CanonicalModel,
+        reference: CanonicalModel,
+        tokens: tuple[Sequence[int], Sequence[int]] | None = None,
+        layer_map: Mapping[int, int] | None = None,
+        seed: int = 0,
+    ) -> None:
+        from checks.statistics.channels import ChannelProducts
+
+        self._sides = candidate, reference
+        self._tokens = tokens
+        self._seed = seed
+        self._pairs = (
+            {layer: layer for layer in sorted(set(candidate.layers) & set(reference.layers))}
+            if layer_map is None
+            else layer_map
+        )
+        self._groups = {
+            name: ChannelProducts(candidate.hidden_size, candidate.device) for name in ("norms", "embedding", "layers")
+        }
+        self._added: set[int | None] = set()
+        self._failure: CheckpointUnavailable | None = None
+
+    def visit(self, layer: int | None) -> None:
+        """Add the views of a layer of the candidate and its counterpart, or of the embeddings (None), once.
+
+        Raises CheckpointUnavailable.
+        """
+        if self._failure is not None:
+            # A layer that was added in part cannot be added again.
+            raise type(self._failure)(str(self._failure))
+        if layer in self._added:
+            return
+        try:
+            self._add(layer)
+        except CheckpointUnavailable as error:
+            self._failure = error
+            raise
+        self._added.add(layer)
+
+    def _add(self, layer: int | None) -> None:
+        if layer is None:
+            _add_norms(self._groups["norms"], *self._sides, self._pairs)
+            if self._tokens is not None and len(self._tokens[0]):
+                _add_tokens(self._groups["embedding"], *self._sides, self._tokens)
+        elif layer in self._pairs:
+            ours, theirs = self._sides
+            _add_layer(self._groups["layers"], (ours, layer), (theirs, self._pairs[layer]), self._seed)
+
+    def tests(self, permutations: int = 2000) -> ChannelTests:
+        """The tests of all views; those of layers that were not visited are read now."""
+        from checks.statistics.channels import ChannelProducts
+
+        for layer in (None, *self._pairs):
+            self.visit(layer)
+        whole = ChannelProducts(self._sides[0].hidden_size, self._sides[0].device)
+        for products in self._groups.values():
+            whole.merge(products)
+        return ChannelTests(
+            whole.test(permutations, self._seed),
+            {name: one.test(permutations, self._seed) for name, one in self._groups.items()},
+        )
+
+
 def channel_tests(
     candidate: CanonicalModel,
     reference: CanonicalModel,
@@ -64,27 +136,9 @@ def channel_tests(
     taken (the same in both), of every layer two routed experts. Norms stand unfolded beside the matrices.
     Raises CheckpointUnavailable.
     """
-    from checks.statistics.channels import ChannelProducts
-
     if candidate.hidden_size != reference.hidden_size:
         return None
-    pairs = layer_map
-    if pairs is None:
-        pairs = {layer: layer for layer in sorted(set(candidate.layers) & set(reference.layers))}
-    groups = {
-        name: ChannelProducts(candidate.hidden_size, candidate.device) for name in ("norms", "embedding", "layers")
-    }
-    _add_norms(groups["norms"], candidate, reference, pairs)
-    if tokens is not None and len(tokens[0]):
-        _add_tokens(groups["embedding"], candidate, reference, tokens)
-    for ours, theirs in pairs.items():
-        _add_layer(groups["layers"], (candidate, ours), (reference, theirs), seed)
-    whole = ChannelProducts(candidate.hidden_size, candidate.device)
-    for products in groups.values():
-        whole.merge(products)
-    return ChannelTests(
-        whole.test(permutations, seed), {name: one.test(permutations, seed) for name, one in groups.items()}
-    )
+    return ChannelSweep(candidate, reference, tokens, layer_map, seed).tests(permutations)
 
 
 def _add_norms(

@@ -16,6 +16,7 @@ from checks.pair.telling_tensors import why_undecided
 
 if TYPE_CHECKING:
     from checks.pair.fingerprints import Fingerprints
+    from checks.pair.layer_sweep import LayerSweep
     from checks.pair.ledger import LayerStore
     from checks.pair.neurons import NeuronGroup
     from checks.statistics.elementwise import ElementwiseSums
@@ -268,17 +269,18 @@ def compare(
     with_neurons: bool = False,
     with_fingerprints: bool = False,
     store: LayerStore | None = None,
+    sweep: LayerSweep | None = None,
 ) -> Comparison:
     """Read both checkpoints once: hash every tensor, and sum over the pairs of equal role, or name, and shape.
 
     A tensor that any model could have on both sides (a rotary table, a mask, all zeros) is no weight: it is listed as
     ordinary and not compared. `with_neurons`: test the neurons of the MLPs as well, from the same reading.
-    `with_fingerprints`: take those of all tensors from it. `store`: layers that it has are not read again. Raises
-    CheckpointUnavailable.
+    `with_fingerprints`: take those of all tensors from it. `store`: layers that it has are not read again. `sweep`:
+    gets the layers that are read. Raises CheckpointUnavailable.
     """
     from checks.pair.measurement import measure
 
-    measured = measure(candidate, reference, device, with_neurons, store, with_fingerprints)
+    measured = measure(candidate, reference, device, with_neurons, store, with_fingerprints, sweep)
     compared = tuple(
         TensorComparison(candidate.tensors[name], one.sums, other, robust=one.robust)
         for (name, other), one in measured.tensors.items()
@@ -313,6 +315,8 @@ def compare_part(
     from checks.pair.partial import measure_part
 
     measured = measure_part(candidate, reference, plan, device, with_neurons, store)
+    for side in (candidate, reference):
+        side.require_unchanged()
     tensors = {names: one for names, one in measured.tensors.items() if one.ordinary is None}
     return Comparison(
         candidate,

@@ -116,6 +116,12 @@ def measured(pair: Pair, measure: Callable[[Pair], Measured], store: LayerStore 
     return value
 
 
+def is_kept(pair: Pair, measure: Callable[[Pair], Any], store: LayerStore | None) -> bool:
+    """Does the store hold the result of a measure? Raises CheckpointUnavailable."""
+    how = _KEPT.get(measure)
+    return store is not None and how is not None and store.get(_key(pair, measure.__name__, how)) is not None
+
+
 def form() -> Form:
     """How results are written, by the classes as they are loaded now."""
     return Form(MODULES)

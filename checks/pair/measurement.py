@@ -1,5 +1,7 @@
 """What the weights of a pair are measured for, all in one pass: each byte is read once, whatever asks for it.
 
+A LayerSweep takes from the same pass what other checks want of whole layers.
+
 Read again are only: tensors that any model could have, as far as their beginnings tell, unless the beginning is all
 (tables and masks; trained weights are not among them); tensors equal to one of another name, of which the beginning
 tells mostly; MLPs whose matrices lie so far apart that holding them would take more than HELD_MEMORY; and quantised
@@ -29,6 +31,7 @@ from checks.pair.passed_fingerprints import PassedFingerprints
 from checks.pair.robust_cosines import PairedElements, telling_pairs
 
 if TYPE_CHECKING:
+    from checks.pair.layer_sweep import LayerSweep
     from checks.statistics.elementwise import ElementwiseSums
     from checks.statistics.magnitude import RobustCosine
     from checks.streaming.stream import TensorResult
@@ -70,17 +73,23 @@ def measure(
     with_neurons: bool = True,
     store: LayerStore | None = None,
     with_fingerprints: bool = False,
+    sweep: LayerSweep | None = None,
 ) -> Measurements:
     """Hash all tensors of both checkpoints, compare those of equal role, and test the neurons of their MLPs.
 
     The checkpoints remember the hashes. `with_neurons`: False keeps no matrix in memory. `with_fingerprints`: also take
     those of all tensors. `store`: layers that are there are not read again, and each layer goes there once it is
-    measured. Raises CheckpointUnavailable, also if a file was changed or replaced before what it holds could be kept.
+    measured. `sweep`: gets the layers that are read. Raises CheckpointUnavailable, also if a file was changed or
+    replaced before what it holds could be kept.
     """
     identities = identities_of(store, candidate, reference)
     # Whoever waits for another worker's pass over the same pair finds in the store what that put there.
     with store.exclusive((*identities, "pass")) if store is not None else nullcontext():
-        return _Measurement((candidate, reference), identities, device, with_neurons, with_fingerprints, store).run()
+        how = (device, with_neurons, with_fingerprints, store, sweep)
+        found = _Measurement((candidate, reference), identities, *how).run()
+    for side in (candidate, reference):
+        side.require_unchanged()
+    return found
 
 
 def identities_of(store: LayerStore | None, candidate: Checkpoint, reference: Checkpoint) -> tuple[str, str]:
@@ -100,8 +109,10 @@ class _Measurement:
         with_neurons: bool,
         with_fingerprints: bool,
         store: LayerStore | None,
+        sweep: LayerSweep | None,
     ) -> None:
         candidate, reference = self._sides = sides
+        self._sweep = sweep
         self._device = device
         self._with_neurons = with_neurons
         self._store = store
@@ -226,6 +237,9 @@ class _Measurement:
             if self._prints:
                 sources[side] = self._prints[side].source(sources[side])
                 known[side] -= self._prints[side].wanted
+            if self._sweep is not None:
+                streamed = {name[side] for name in pairs} | (self._indexes[side].tensors.keys() - known[side])
+                sources[side] = self._sweep.source(side, sources[side], streamed)
         results = stream_pair(
             self._indexes[0],
             self._indexes[1],

@@ -14,8 +14,8 @@ from checks.pair.kept import initial_weights, kept, token_ids
 from checks.pair.pair import Pair
 
 if TYPE_CHECKING:
-    from checks.pair.aligned import Aligned
-    from checks.pair.channel_views import ChannelTests
+    from checks.pair.aligned import Aligned, CommonFrame
+    from checks.pair.channel_views import ChannelSweep, ChannelTests
     from checks.pair.embedding_rows import TableComparison
     from checks.pair.fingerprints import NamelessComparison
     from checks.pair.mapped_units import MappedUnits
@@ -46,13 +46,22 @@ def tables(pair: Pair) -> tuple[TableComparison, ...]:
     return compare_tables(*pair.canonical, pair.once(tokens).ids, SEED)
 
 
-@kept("1", depends_on=token_ids)
+def channel_sweep(pair: Pair) -> ChannelSweep | None:
+    """What collects the views of residual channels; None for other widths. Raises CheckpointUnavailable."""
+    from checks.pair.channel_views import ChannelSweep
+
+    ours, theirs = pair.canonical
+    if ours.hidden_size != theirs.hidden_size:
+        return None
+    ids = pair.once(tokens).ids
+    return ChannelSweep(ours, theirs, ids if len(ids[0]) else None, seed=SEED)
+
+
+@kept("2", depends_on=token_ids)
 def channels(pair: Pair) -> ChannelTests | None:
     """The permutation test of residual channels; None for other widths. Raises CheckpointUnavailable."""
-    from checks.pair.channel_views import channel_tests
-
-    ids = pair.once(tokens).ids
-    return channel_tests(*pair.canonical, ids if len(ids[0]) else None, seed=SEED)
+    sweep = pair.once(channel_sweep)
+    return None if sweep is None else sweep.tests()
 
 
 def samples(pair: Pair) -> tuple[MlpSamples, MlpSamples]:
@@ -62,7 +71,7 @@ def samples(pair: Pair) -> tuple[MlpSamples, MlpSamples]:
     return sample_mlps(*pair.canonical)
 
 
-@kept("1")
+@kept("2")
 def pairing(pair: Pair) -> MlpPairing:
     """Layers and experts that belong together, by what no renumbering changes. Raises CheckpointUnavailable."""
     from checks.pair.mlp_pairs import pair_mlps
@@ -70,7 +79,7 @@ def pairing(pair: Pair) -> MlpPairing:
     return pair_mlps(*pair.once(samples))
 
 
-@kept("2", unless=lambda found: found.reason is not None)
+@kept("3", unless=lambda found: found.reason is not None)
 def mapped_units(pair: Pair) -> MappedUnits:
     """The permutation test of MLPs in other places, or stored in another way; none where no map can be had.
 
@@ -97,7 +106,7 @@ def units(pair: Pair) -> UnitTests | None:
     return with_mapped(pair.units(), pair.once(mapped_units), pair.neurons())
 
 
-@kept("2", depends_on=token_ids)
+@kept("3", depends_on=token_ids)
 def matching_by_tokens(pair: Pair) -> MatchingTest:
     """Double matching with embeddings of shared tokens as probes. Raises CheckpointUnavailable."""
     from checks.pair.probed_matching import match_by_tokens
@@ -111,7 +120,7 @@ def matching_by_tokens(pair: Pair) -> MatchingTest:
     return test
 
 
-@kept("1", depends_on=text_readers, unless=lambda found: not found.blocks)
+@kept("2", depends_on=text_readers, unless=lambda found: not found.blocks)
 def matching_by_text(pair: Pair) -> MatchingTest:
     """Double matching with what enters the MLPs on common text as probes; none, and why, where a model cannot be run.
 
@@ -139,7 +148,7 @@ def matching_by_text(pair: Pair) -> MatchingTest:
     return test
 
 
-@kept("1")
+@kept("2")
 def matching_by_anchors(pair: Pair) -> MatchingTest:
     """Anchored double matching: neither tokens nor a basis in common are needed. Raises CheckpointUnavailable."""
     from checks.pair.anchored_matching import match_by_anchors
@@ -163,14 +172,21 @@ def _mismatched(tests: Sequence[MatchingTest]) -> list[DoubleMatching]:
     return [matching for test in tests for matching in test.null.matchings]
 
 
-@kept("1", depends_on=token_ids)
+def frame(pair: Pair) -> CommonFrame | None:
+    """The common basis of both residual streams; None with too few shared tokens. Raises CheckpointUnavailable."""
+    from checks.pair.aligned import common_frame
+
+    return common_frame(*pair.canonical, pair.once(tokens).ids, SEED)
+
+
+@kept("2", depends_on=token_ids)
 def alignment(pair: Pair) -> Aligned | None:
     """Procrustes alignment and unbiased CKA of mapped layers. Raises CheckpointUnavailable."""
-    from checks.pair.aligned import align
+    from checks.pair.aligned import align_in
 
-    ids = pair.once(tokens).ids
     layer_map = pair.once(matching_by_anchors).layer_map
-    return align(*pair.canonical, ids, layer_map, SEED)
+    common = pair.once(frame)
+    return None if common is None else align_in(common, layer_map)
 
 
 def nameless(pair: Pair) -> NamelessComparison:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,7 +15,8 @@ from checks.checkpoint.model import Model
 from checks.checkpoint.parts import MLP_PARTS
 from checks.checkpoint.roles import Role, TensorRole
 from checks.pair.comparison import Comparison, compare, compare_part
-from checks.pair.kept import measured
+from checks.pair.kept import is_kept, measured
+from checks.pair.layer_sweep import LayerSweep, Visitor
 from checks.pair.matching import mlp_pairs
 from checks.pair.neurons import NeuronGroup, neuron_groups, require_fit, unit_tests
 from checks.pair.reading import Reading, WholeLayers, plan_of
@@ -35,6 +37,7 @@ class Pair:
 
     `tests_neurons`: does any check ask for `neurons` or `units`? Then one pass over the weights serves these too.
     `takes_fingerprints`: does any look for tensors under other names? Then the same pass takes what that needs.
+    `layer_visitors`: gives those who want something of every layer: what they ask for is there once a layer was read.
     `store`: keeps what was measured, layer by layer. `initial`: what the claim says of the initial weights.
     `reading`: how much is read. What is not planned is not read by any check: whoever asks for it gets NotPlanned.
     """
@@ -48,6 +51,7 @@ class Pair:
         *,
         tests_neurons: bool = True,
         takes_fingerprints: bool = False,
+        layer_visitors: Callable[[Pair], Sequence[Visitor]] = lambda _: (),
         store: LayerStore | None = None,
         initial: InitialWeights | None = None,
         reading: Reading = Reading(FULL),  # noqa: B008 - frozen
@@ -58,6 +62,8 @@ class Pair:
         self._device = device
         self._tests_neurons = tests_neurons
         self._takes_fingerprints = takes_fingerprints
+        self._layer_visitors = layer_visitors
+        self._is_swept = False
         self._store = store
         self.initial = initial
         self._reading = reading
@@ -154,9 +160,14 @@ class Pair:
         if measure not in self._measured:
             # From here on nothing is read but what is planned.
             _ = self.plan
+            self._sweep_layers()
             self._measured[measure] = measured(self, measure, self._store)
         found: Measured = self._measured[measure]
         return found
+
+    def is_known(self, measure: Callable[[Pair], Any]) -> bool:
+        """Was this measured, by this run or by one that shares the store? Raises CheckpointUnavailable."""
+        return measure in self._measured or is_kept(self, measure, self._store)
 
     @cached_property
     def tokens(self) -> SharedTokens:
@@ -206,9 +217,13 @@ class Pair:
     def _comparison(self) -> Comparison:
         ours, theirs, plan = self.candidate.checkpoint, self.reference.checkpoint, self.plan
         how: dict[str, Any] = {"with_neurons": self._tests_neurons, "store": self._store}
-        if plan is None:
-            return compare(ours, theirs, self._device(), **how, with_fingerprints=self._takes_fingerprints)
-        return compare_part(ours, theirs, plan, self._device(), **how)
+        if plan is not None:
+            return compare_part(ours, theirs, plan, self._device(), **how)
+        sweep = self._new_sweep()
+        found = compare(ours, theirs, self._device(), **how, with_fingerprints=self._takes_fingerprints, sweep=sweep)
+        if sweep is not None:
+            sweep.finish()
+        return found
 
     @cached_property
     def _neuron_groups(self) -> tuple[NeuronGroup, ...]:
@@ -217,6 +232,29 @@ class Pair:
             part = compare_part(ours, theirs, plan, self._device(), with_neurons=True, store=self._store)
             return part.neurons or ()
         return tuple(neuron_groups(ours, theirs, self._device()))
+
+    def _sweep_layers(self) -> None:
+        """Let all visitors see every layer before the first of them is asked: in the one pass, where there is one."""
+        if self._is_swept:
+            return
+        if self.plan is None:
+            # Whoever needs the comparison hears why there is none.
+            with suppress(CheckpointUnavailable):
+                self.comparison()
+        elif (sweep := self._new_sweep()) is not None:
+            sweep.finish()
+
+    def _new_sweep(self) -> LayerSweep | None:
+        """A sweep over all layers; None if there was one, or nobody wants any."""
+        if self._is_swept:
+            return None
+        self._is_swept = True
+        try:
+            visitors = self._layer_visitors(self)
+            sides = self.candidate.checkpoint, self.reference.checkpoint
+            return LayerSweep(sides, self.canonical, visitors) if visitors else None
+        except CheckpointUnavailable:
+            return None  # whoever wants the layers hears why there are none
 
     def _same_failure(self, name: str, get: Callable[[], Measured]) -> Measured:
         """What `get` returns; once it failed, the same failure, without trying again."""

@@ -1,4 +1,7 @@
-"""What the planned part of two checkpoints says of their tensors and MLPs, layer by layer, each byte read once."""
+"""What the planned part of two checkpoints says of their tensors and MLPs, layer by layer.
+
+Every planned byte is read once for the estimates, and MLPs that are read whole once more, for their tests.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from checks.checkpoint.canonical import CanonicalModel
@@ -29,7 +30,7 @@ def compare_clouds(candidate: CanonicalModel, reference: CanonicalModel, seed: i
         return {}
     found = {}
     if candidate.has("embedding") and reference.has("embedding"):
-        ours, theirs = (_finite(_spread(model.embedding(), POINTS, seed)) for model in (candidate, reference))
+        ours, theirs = (_finite(model.once(embedding_points, seed)) for model in (candidate, reference))
         found["embedding"] = cloud_overlap(ours, theirs, seed=seed)
     ours, theirs = (_readers(model, seed) for model in (candidate, reference))
     if len(ours) and len(theirs):
@@ -47,19 +48,68 @@ def compare_elements(
     return {name: element_distance(sides[0][name], sides[1][name], seed=seed) for name in sides[0] if name in sides[1]}
 
 
+def visit_clouds(model: CanonicalModel, layer: int | None, seed: int = 0) -> None:
+    """Takes what `compare_clouds` wants of a layer, or of the embedding, while it is at hand."""
+    if layer is not None:
+        model.once(layer_readers, layer, seed)
+    elif model.has("embedding"):
+        model.once(embedding_points, seed)
+
+
+def visit_elements(model: CanonicalModel, layer: int | None, seed: int = 0) -> None:
+    """Takes what `compare_elements` wants of a layer, or of the embedding, while it is at hand."""
+    if layer in _element_layers(model):
+        model.once(layer_elements, layer, seed)
+    elif layer is None and model.has("embedding"):
+        model.once(embedding_elements, seed)
+
+
+def embedding_points(model: CanonicalModel, seed: int) -> Tensor:
+    """Rows [n, d] of the embedding, evenly spread, 4096 at most."""
+    return _spread(model.embedding(), POINTS, seed)
+
+
+def layer_readers(model: CanonicalModel, layer: int, seed: int) -> tuple[Tensor, ...]:
+    """Rows [n, d] of a layer's readers, as many of each, with their norms folded in; finite ones."""
+    each = max(16, POINTS // max(1, len(model.layers) * (len(READERS) + 2)))
+    pieces = [_spread(model.folded(part, layer), each, seed) for part in READERS if model.has(part, layer)]
+    for place in model.mlps(layer)[:1]:
+        mlp = model.mlp(place, folded=True, rows=_sample(place.units, each, seed))
+        pieces += [mlp.up] if mlp.gate is None else [mlp.up, mlp.gate]
+    return tuple(_finite(piece) for piece in pieces if piece.shape[1] == model.hidden_size)
+
+
+def embedding_elements(model: CanonicalModel, seed: int) -> Tensor:
+    """Some values of the embedding."""
+    return _values(model.embedding(), seed)
+
+
+def layer_elements(model: CanonicalModel, layer: int, seed: int) -> Mapping[str, tuple[Tensor, ...]]:
+    """Some values of each matrix of a layer, by category."""
+    found = {
+        "attention": tuple(
+            _values(model.matrix(part, layer), seed) for part in (*READERS, "o") if model.has(part, layer)
+        )
+    }
+    for place in model.mlps(layer)[:1]:
+        mlp = model.mlp(place)
+        matrices = [mlp.up, mlp.down] if mlp.gate is None else [mlp.gate, mlp.up, mlp.down]
+        found["mlp"] = tuple(_values(matrix, seed) for matrix in matrices)
+    return found
+
+
 def _readers(model: CanonicalModel, seed: int) -> Tensor:
-    """Rows [n, d] of every layer's readers, as many of each, with their norms folded in."""
+    """Rows [n, d] of every layer's readers."""
     import torch
 
-    pieces = []
-    each = max(16, POINTS // max(1, len(model.layers) * (len(READERS) + 2)))
-    for layer in model.layers:
-        pieces += [_spread(model.folded(part, layer), each, seed) for part in READERS if model.has(part, layer)]
-        for place in model.mlps(layer)[:1]:
-            mlp = model.mlp(place, folded=True, rows=_sample(place.units, each, seed))
-            pieces += [mlp.up] if mlp.gate is None else [mlp.up, mlp.gate]
-    pieces = [_finite(piece) for piece in pieces if piece.shape[1] == model.hidden_size]
+    pieces = [piece for layer in model.layers for piece in model.once(layer_readers, layer, seed)]
     return torch.cat(pieces) if pieces else torch.zeros(0, model.hidden_size)
+
+
+def _element_layers(model: CanonicalModel) -> list[int]:
+    """The first, middle and last layer."""
+    layers = model.layers
+    return sorted({layers[0], layers[len(layers) // 2], layers[-1]}) if layers else []
 
 
 def _elements(model: CanonicalModel, seed: int) -> dict[str, Tensor]:
@@ -68,17 +118,11 @@ def _elements(model: CanonicalModel, seed: int) -> dict[str, Tensor]:
 
     pieces: dict[str, list[Tensor]] = {}
     if model.has("embedding"):
-        pieces["embedding"] = [_values(model.embedding(), seed)]
-    layers = model.layers
-    for layer in sorted({layers[0], layers[len(layers) // 2], layers[-1]}) if layers else ():
-        for part in (*READERS, "o"):
-            if model.has(part, layer):
-                pieces.setdefault("attention", []).append(_values(model.matrix(part, layer), seed))
-        for place in model.mlps(layer)[:1]:
-            mlp = model.mlp(place)
-            matrices = [mlp.up, mlp.down] if mlp.gate is None else [mlp.gate, mlp.up, mlp.down]
-            pieces.setdefault("mlp", []).extend(_values(matrix, seed) for matrix in matrices)
-    return {name: torch.cat(values) for name, values in pieces.items()}
+        pieces["embedding"] = [model.once(embedding_elements, seed)]
+    for layer in _element_layers(model):
+        for category, values in model.once(layer_elements, layer, seed).items():
+            pieces.setdefault(category, []).extend(values)
+    return {name: torch.cat(values) for name, values in pieces.items() if values}
 
 
 def _values(matrix: Tensor, seed: int) -> Tensor:

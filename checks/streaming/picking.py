@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from bisect import bisect_right
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,7 +12,7 @@ import numpy.typing as npt
 
 from checks.checkpoint.index import ByteSource, TensorInfo
 from checks.statistics.kernel_cpu import ITEM_SIZES
-from checks.streaming.reader import PageBuffer, PageSource
+from checks.streaming.tapped import TensorPlaces, tapped
 from checks.streaming.whole_tensors import TORCH_DTYPES
 
 if TYPE_CHECKING:
@@ -38,29 +36,7 @@ def picking(
     chosen elements of the tensors that are begun and not finished. Raises ValueError for other than plain floats, and
     for tensors that share bytes; its reads do for bytes of two tensors at a time, or that came before.
     """
-    picker = _Picker(tensors, positions, done)
-    return _Pages(source, picker) if isinstance(source, PageSource) else _Bytes(source, picker)
-
-
-class _Bytes:
-    def __init__(self, source: ByteSource, picker: _Picker) -> None:
-        self._source = source
-        self._picker = picker
-
-    def read_into(self, shard: str, start: int, buffer: memoryview) -> None:
-        self._source.read_into(shard, start, buffer)
-        self._picker.take(shard, start, buffer)
-
-
-class _Pages(_Bytes):
-    _source: PageSource
-
-    def read_pages(self, shard: str, start: int, stop: int, buffer: PageBuffer) -> None:
-        self._source.read_pages(shard, start, stop, buffer)
-        self._picker.take(shard, start, buffer.place(start, stop))
-
-    def is_cached(self, shard: str) -> bool:
-        return self._source.is_cached(shard)
+    return tapped(source, _Picker(tensors, positions, done).take)
 
 
 @dataclass(slots=True)
@@ -77,17 +53,10 @@ class _Picker:
     def __init__(
         self, tensors: Iterable[TensorInfo], positions: Positions, done: Callable[[TensorInfo, torch.Tensor], None]
     ) -> None:
-        self._tensors: dict[str, list[TensorInfo]] = defaultdict(list)
-        for tensor in sorted(tensors, key=lambda one: (one.shard, one.start)):
-            if tensor.dtype not in ITEM_SIZES:
-                raise ValueError(f"{tensor.name} is {tensor.dtype}; picked are elements of {', '.join(ITEM_SIZES)}")
-            if not tensor.elements:
-                continue
-            before = self._tensors[tensor.shard]
-            if before and tensor.start < before[-1].stop:
-                raise ValueError(f"{before[-1].name} and {tensor.name} share bytes; elements of both cannot be picked")
-            before.append(tensor)
-        self._starts = {shard: [one.start for one in found] for shard, found in self._tensors.items()}
+        wanted = [*tensors]
+        if other := next((one for one in wanted if one.dtype not in ITEM_SIZES), None):
+            raise ValueError(f"{other.name} is {other.dtype}; picked are elements of {', '.join(ITEM_SIZES)}")
+        self._places = TensorPlaces(wanted)
         self._positions = positions
         self._done = done
         self._begun: dict[str, _Begun] = {}
@@ -95,13 +64,10 @@ class _Picker:
 
     def take(self, shard: str, start: int, data: memoryview) -> None:
         """Keep what is wanted of these bytes. Several threads may call it."""
-        number = bisect_right(self._starts.get(shard, []), start) - 1
-        if number < 0 or start >= self._tensors[shard][number].stop or not len(data):
+        tensor = self._places.at(shard, start, start + len(data))
+        if tensor is None:
             return
-        tensor = self._tensors[shard][number]
         size = ITEM_SIZES[tensor.dtype]
-        if start + len(data) > tensor.stop:
-            raise ValueError(f"{tensor.name} ends at byte {tensor.stop}, and bytes up to {start + len(data)} were read")
         with self._lock:
             if tensor.name not in self._begun:
                 wanted = self._positions(tensor)

@@ -17,6 +17,7 @@ from checks.pair.comparison import compare
 from checks.pair.fingerprints import fingerprints
 from checks.pair.neurons import neuron_groups
 from checks.pair.pair import Pair
+from checks.pair.reading import Reading
 from checks.statistics.elementwise import elementwise_sums
 from checks.statistics.ordinary import ordinary_reason
 from checks.streaming import stream
@@ -179,3 +180,24 @@ def test_neurons_are_read_when_nobody_said_that_they_are_asked_for(
     asked = Pair(expected.candidate, expected.reference, tests_neurons=False)
     assert asked.elementwise().neurons is None
     assert asked.neurons() == expected.neurons()
+
+
+@pytest.mark.parametrize("mode", ["full", "sample"])
+def test_a_file_that_is_changed_while_it_is_read_says_nothing(
+    mode: str,
+    llama_tensors: Llama,
+    llama_config: Callable[..., Tensors],
+    save_checkpoint: Save,
+    open_pair: Callable[..., Pair],
+) -> None:
+    paths = [save_checkpoint(f"{seed}", llama_tensors(seed), llama_config()) for seed in (1, 2)]
+    opened = open_pair(*paths)
+    reading = Reading(mode, None if mode == "full" else 3_000_000)
+    pair = Pair(opened.candidate, opened.reference, reading=reading)
+    shard = paths[0] / "model.safetensors"
+    assert pair.candidate.checkpoint.tensors
+    with shard.open("r+b") as file:  # the same file, in place
+        file.seek(-8, 2)
+        file.write(b"\0" * 8)
+    with pytest.raises(CheckpointUnavailable, match=r"model\.safetensors.*chang"):
+        pair.comparison()

@@ -1,0 +1,108 @@
+"""What the measures of a pair want of each layer, taken while the layer is at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+from checks.pair import layer_spectra, measures, row_clouds
+from checks.pair.mlp_pairs import REPRESENTATIVES
+
+if TYPE_CHECKING:
+    from checks.checkpoint.canonical import CanonicalModel
+    from checks.pair.layer_sweep import Visitor
+    from checks.pair.pair import Pair
+
+Measure = Callable[["Pair"], Any]
+
+# The measures of each check that want something of every layer. What is not listed is read when a check asks for it.
+WANTED_BY: Mapping[str, tuple[Measure, ...]] = {
+    "independence.units": (measures.pairing,),
+    "independence.channels": (measures.channels,),
+    "independence.neurons": (measures.matching_by_tokens,),
+    "independence.anchored": (measures.matching_by_anchors,),
+    "independence.alignment": (measures.alignment, measures.matching_by_anchors),
+    "distribution.pca": (measures.clouds,),
+    "distribution.wasserstein": (measures.clouds, measures.elements),
+    "distribution.spectrum": (measures.spectra,),
+}
+# What a suspicion asks of the weights.
+WANTED_BY_SUSPICIONS: tuple[Measure, ...] = (measures.pairing, measures.matching_by_anchors)
+
+
+def layer_visitors(pair: Pair, wanted: Collection[Measure]) -> list[Visitor]:
+    """Visitors for measures that are not known yet. Raises CheckpointUnavailable for models without canonical form."""
+    visitors: list[Visitor] = []
+    for make, those in _VISITORS:
+        if not those.isdisjoint(wanted):
+            visitor = make(pair)
+            visitors += [] if visitor is None else [visitor]
+    return visitors
+
+
+def _channels(pair: Pair) -> Visitor | None:
+    sweep = pair.once(measures.channel_sweep)
+    return None if sweep is None else sweep.visit
+
+
+def _samples(pair: Pair) -> Visitor:
+    sides = pair.once(measures.samples)
+
+    def visit(layer: int | None) -> None:
+        for side in sides:
+            if layer is not None and layer in side.places:
+                for place in side.some(layer, REPRESENTATIVES):
+                    side.signature(place)
+
+    return visit
+
+
+def _alignment(pair: Pair) -> Visitor | None:
+    if not len(pair.once(measures.tokens)):
+        return None
+
+    def visit(layer: int | None) -> None:
+        # Made when the first layer comes: the embeddings are mostly there by then.
+        frame = None if layer is None else pair.once(measures.frame)
+        if frame is not None and layer is not None:
+            frame.visit(layer)
+
+    return visit
+
+
+def _clouds(pair: Pair) -> Visitor | None:
+    ours, theirs = pair.canonical
+    if ours.hidden_size != theirs.hidden_size:
+        return None
+    return _of_each(pair, lambda model, layer, _: row_clouds.visit_clouds(model, layer, measures.SEED))
+
+
+def _elements(pair: Pair) -> Visitor:
+    return _of_each(pair, lambda model, layer, _: row_clouds.visit_elements(model, layer, measures.SEED))
+
+
+def _spectra(pair: Pair) -> Visitor:
+    return _of_each(pair, lambda model, layer, config: layer_spectra.visit_spectra(model, layer, config))
+
+
+def _of_each(pair: Pair, take: Callable[[CanonicalModel, int | None, Mapping[str, Any]], None]) -> Visitor:
+    """Takes something of a layer of each model that has it, by the model and its config.json."""
+    configs = (pair.candidate.checkpoint.config, pair.reference.checkpoint.config)
+
+    def visit(layer: int | None) -> None:
+        for model, config in zip(pair.canonical, configs, strict=True):
+            if layer is None or layer in model.layers:
+                take(model, layer, config)
+
+    return visit
+
+
+# Who takes what these measures want of a layer.
+_VISITORS: tuple[tuple[Callable[[Pair], Visitor | None], frozenset[Measure]], ...] = (
+    (_channels, frozenset({measures.channels})),
+    (_samples, frozenset({measures.pairing, measures.matching_by_tokens, measures.matching_by_anchors})),
+    (_alignment, frozenset({measures.alignment})),
+    (_clouds, frozenset({measures.clouds})),
+    (_elements, frozenset({measures.elements})),
+    (_spectra, frozenset({measures.spectra})),
+)
