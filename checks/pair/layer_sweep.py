@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from checks.checkpoint.canonical import CanonicalModel
 from checks.checkpoint.checkpoint import Checkpoint
-from checks.checkpoint.errors import CheckpointUnavailable
 from checks.pair.mlp_samples import spread
 from checks.streaming.holding import holding
 
@@ -97,10 +97,9 @@ class LayerSweep:
                 return
             self._place += 1
             for visitor in self._visitors:
-                try:
+                # Whatever it is, it is the asking check's own failure, and no other's.
+                with suppress(Exception):
                     visitor(stop.layer)
-                except (CheckpointUnavailable, ValueError):
-                    continue
             for checkpoint, tensors in zip(self._sides, stop.tensors, strict=True):
                 # Small models stay, for whoever asks later.
                 if not checkpoint.held.has_room(checkpoint.held.limit // 2):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from checks.checkpoint.errors import CheckpointUnavailable
 from checks.pair import layer_spectra, measures, row_clouds
 from checks.pair.mlp_pairs import REPRESENTATIVES
 
@@ -31,12 +33,13 @@ WANTED_BY_SUSPICIONS: tuple[Measure, ...] = (measures.pairing, measures.matching
 
 
 def layer_visitors(pair: Pair, wanted: Collection[Measure]) -> list[Visitor]:
-    """Visitors for measures that are not known yet. Raises CheckpointUnavailable for models without canonical form."""
+    """Visitors for these measures, except for what cannot be had: whoever asks for that hears why."""
     visitors: list[Visitor] = []
     for make, those in _VISITORS:
         if not those.isdisjoint(wanted):
-            visitor = make(pair)
-            visitors += [] if visitor is None else [visitor]
+            with suppress(CheckpointUnavailable):
+                visitor = make(pair)
+                visitors += [] if visitor is None else [visitor]
     return visitors
 
 

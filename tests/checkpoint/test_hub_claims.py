@@ -77,11 +77,11 @@ def without_forward_pass(claim: dict[str, Any]) -> dict[str, Any]:
     return claim
 
 
-def asked_bytes(hub: Any) -> int:
+def asked_bytes(hub: Any, repository: str = r"org/\w+", file: str = ".+") -> int:
     """Bytes of all ranges of files that were asked for, as far as the files have them."""
     total = 0
     for verb, path, headers in hub.requests:
-        found = re.search(r"/(org/\w+)/resolve/[^/]+/(.+)", path)
+        found = re.search(f"/({repository})/resolve/[^/]+/({file})", path)
         if found and verb == "GET":
             first, last = map(int, headers["range"].removeprefix("bytes=").split("-"))
             total += min(last + 1, hub.repositories[found[1]].files[found[2]].stat().st_size) - first
@@ -95,7 +95,7 @@ def reasons(claim: dict[str, Any]) -> str:
 
 
 def test_the_verdict_and_every_value_are_those_from_disk(
-    pytester: pytest.Pytester, hub: Any, commits: dict[str, str], write: Write
+    pytester: pytest.Pytester, hub: Any, commits: dict[str, str], write: Write, examples: Path
 ) -> None:
     write(None)
     assert pytester.runpytest("example.yaml", "--report", "disk").ret == 0
@@ -106,6 +106,11 @@ def test_the_verdict_and_every_value_are_those_from_disk(
     disk, served = report(pytester, "disk"), report(pytester, "hub")
     assert without_forward_pass(without_places(served)) == without_forward_pass(without_places(disk))
     assert served["verdict"] == "SUPPORTED"
+    # All checks together ask for a reference once, and for the candidate once with each; its own structure reads its MLPs.
+    header = 100_000
+    for name, most in (("base", 1.0), ("derived", 1.0), ("independent", 2.6)):
+        size = (examples / name / "model.safetensors").stat().st_size
+        assert asked_bytes(hub, f"org/{name}", "model.safetensors") <= most * size + header
     # What was read is recorded with its commit.
     assert served["model"]["where"] == f"org/independent@{commits['independent']}"
     panel = served["components"]["model"]["panel"]
