@@ -9,13 +9,13 @@ from types import TracebackType
 from typing import Any, Self
 
 from checks.checkpoint.index import shown
+from checks.checkpoint.transformers_models import free_memory, quiet, transformers_library
 from checks.generation.text_model import LocalModelUnavailable, NotOffered, bounded, kept
 
 TOGETHER = 16  # texts of one length that run at once
 
 # Weights, activations and the cache of a short text need little more than the weights.
 MEMORY_FOR_WEIGHTS = 1.2
-MEMINFO = Path("/proc/meminfo")
 
 # What transformers raises over a checkpoint that it cannot run, beside what safetensors raises.
 _FAILURES = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError, MemoryError)
@@ -110,9 +110,9 @@ class LocalTextModel:
                 "endpoint is a checkpoint directory"
             )
         device = self._device()
-        with self._explained("transformers cannot load it"), _no_progress():
+        with self._explained("transformers cannot load it"), quiet():
             self._require_memory(device)
-            library = _transformers()
+            library = transformers_library()
 
             safe = {"trust_remote_code": False, "local_files_only": True}
             tokenizer = library.AutoTokenizer.from_pretrained(self.directory, **safe)
@@ -134,7 +134,7 @@ class LocalTextModel:
 
     def _require_memory(self, device: str) -> None:
         wanted = MEMORY_FOR_WEIGHTS * sum(path.stat().st_size for path in self.directory.glob("*.safetensors"))
-        free = _free_memory(device)
+        free = free_memory(device)
         if free is not None and wanted > free:
             raise ValueError(
                 f"its weights need about {wanted / 1e9:.1f} GB on {device} and {free / 1e9:.1f} GB are free; serve it "
@@ -154,36 +154,3 @@ class LocalTextModel:
                 f"{self.name}: {what} ({type(error).__name__}: {shown(str(error))}); serve it elsewhere and give "
                 "behavior.endpoint, or leave out behavior"
             ) from error
-
-
-def _transformers() -> Any:
-    """transformers, whose classes are only partly typed."""
-    import transformers
-
-    return transformers
-
-
-def _free_memory(device: str) -> float | None:
-    """Bytes that may be used on the device; None when that cannot be told."""
-    if device.startswith("cuda"):
-        import torch
-
-        return float(torch.cuda.mem_get_info(device)[0])
-    if MEMINFO.is_file():
-        for line in MEMINFO.read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return 1024.0 * int(line.split()[1])
-    return None
-
-
-@contextmanager
-def _no_progress() -> Iterator[None]:
-    """transformers without its progress bar, which would stand in the middle of pytest's output."""
-    logging = _transformers().utils.logging
-    was_shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_shown:
-            logging.enable_progress_bar()

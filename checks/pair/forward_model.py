@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 from checks.checkpoint.canonical import CanonicalModel
 from checks.checkpoint.checkpoint import FLOAT_DTYPES, Checkpoint, torch_dtype
 from checks.checkpoint.errors import CheckpointUnavailable
 from checks.checkpoint.index import shown
+from checks.checkpoint.transformers_models import free_memory, transformers_library
 
 # More weights than this are not run without a GPU: about a quarter of an hour for some thousand tokens on two cores, by
 # an estimate of 100 GFLOP/s.
 MOST_ON_CPU = 8_000_000_000
 # What a configuration may state of the stored weights: a tied head counts twice, padding and buffers a little.
 MOST_TIMES_STORED = 2.5
-MEMINFO = Path("/proc/meminfo")
 
 # What transformers raises over a checkpoint that it cannot run, beside what safetensors raises.
 _FAILURES = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError, IndexError)
@@ -72,25 +71,12 @@ def require_memory(checkpoint: Checkpoint, model: CanonicalModel, states: int, k
     on_device, on_host = max(by_layer.values(), default=0) + states, experts + kept
     needs = [("cpu", on_device + on_host)] if model.device == "cpu" else [(model.device, on_device), ("cpu", on_host)]
     for device, needed in needs:
-        free = _free_memory(device)
+        free = free_memory(device)
         if free is not None and needed > free:
             raise NoForwardPass(
                 f"{checkpoint.where}: no forward pass: it needs {needed / 1e9:.1f} GB on {device}, and "
                 f"{free / 1e9:.1f} GB are free"
             )
-
-
-def _free_memory(device: str) -> float | None:
-    """Bytes that may be used on the device; None when that cannot be told."""
-    if device.startswith("cuda"):
-        import torch
-
-        return float(torch.cuda.mem_get_info(device)[0])
-    if MEMINFO.is_file():
-        for line in MEMINFO.read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return 1024.0 * int(line.split()[1])
-    return None
 
 
 def load_decoder(checkpoint: Checkpoint, model: CanonicalModel) -> tuple[Any, Any]:
@@ -101,7 +87,7 @@ def load_decoder(checkpoint: Checkpoint, model: CanonicalModel) -> tuple[Any, An
     """
     import torch
 
-    library = _transformers()
+    library = transformers_library()
     kind = checkpoint.config["model_type"]
     if kind not in library.CONFIG_MAPPING:
         raise ValueError(f"transformers does not know the model type {shown(kind)} without code of the checkpoint")
@@ -215,25 +201,3 @@ def explained(checkpoint: Checkpoint) -> Iterator[None]:
             f"{checkpoint.where}: no forward pass: transformers cannot run it ({type(error).__name__}: "
             f"{shown(str(error))})"
         ) from error
-
-
-def _transformers() -> Any:
-    """transformers, whose classes are only partly typed."""
-    import transformers
-
-    return transformers
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """transformers without its progress bar and its report, which would stand in the middle of pytest's output."""
-    logging = _transformers().utils.logging
-    was_shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if was_shown:
-            logging.enable_progress_bar()

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from checks.checkpoint.canonical import CanonicalModel
 from checks.checkpoint.checkpoint import Checkpoint
 from checks.checkpoint.roles import TensorRole
+from checks.checkpoint.transformers_models import quiet
 from checks.pair.forward_model import (
     NoForwardPass,
     explained,
     load_decoder,
-    quiet,
     require_memory,
     require_runnable,
     widened,

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from checks.checkpoint import transformers_models
 from checks.checkpoint.canonical import CanonicalModel
 from checks.checkpoint.checkpoint import Checkpoint
 from checks.pair import forward_model
@@ -185,7 +186,7 @@ def test_too_large_a_model_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 100 kB\nMemAvailable: 50 kB\n")
     with monkeypatch.context() as patched:
-        patched.setattr(forward_model, "MEMINFO", meminfo)
+        patched.setattr(transformers_models, "MEMINFO", meminfo)
         with pytest.raises(NoForwardPass, match="GB on cpu, and 0"):
             run(tmp_path)
     monkeypatch.setattr(forward_model, "MOST_ON_CPU", 1000)
