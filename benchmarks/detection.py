@@ -63,7 +63,8 @@ class ZooClaim:
 def zoo_claims(half: str, zoo: Path, innocents: int) -> Iterator[ZooClaim]:
     """A claim for every model of a half, and those that state their initial weights.
 
-    `innocents`: references that a model has nothing to do with, at most; others in turn for other models.
+    `innocents`: references that a model has nothing to do with, at most; others in turn for other models. Those that
+    the ancestry names beside a model are always kept.
     """
     ancestry = load_ancestry()
     references: dict[str, dict[str, str]] = defaultdict(dict)
@@ -71,22 +72,30 @@ def zoo_claims(half: str, zoo: Path, innocents: int) -> Iterator[ZooClaim]:
         references[candidate.name][reference.name] = relation
     for number, (name, all_relations) in enumerate(references.items()):
         model = ancestry.models[name]
-        unrelated = [reference for reference, relation in all_relations.items() if relation == INNOCENT]
+        innocent = [reference for reference, relation in all_relations.items() if relation == INNOCENT]
+        unrelated = [reference for reference in innocent if reference not in model.beside]
         kept = {unrelated[(number + step) % len(unrelated)] for step in range(innocents)} if unrelated else set()
+        kept.update(model.beside)
         relations = {one: said for one, said in all_relations.items() if said != INNOCENT or one in kept}
         references[name] = relations
         guilty = any(relation != INNOCENT for relation in relations.values())
         # A base is not derived from its own descendants' other parents: what it shares, it gave.
         yield ZooClaim(name.partition("/")[2], model, relations, "REFUTED" if guilty else "SUPPORTED")
-    twin, child = f"{half}/llama_twin", f"{half}/llama_fine_tuned"
     seed = json.loads((zoo / half / "llama" / "zoo.json").read_text(encoding="utf-8"))["initial_seed"]
     generated = {"generator": "torch", "seed": seed}
     published = {"checkpoint": str(zoo / half / "llama_initial")}
     forged = {"checkpoint": str(zoo / half / "forged_initial")}
-    yield ZooClaim("twin_with_seed", ancestry.models[twin], references[twin], "SUPPORTED", generated)
-    yield ZooClaim("twin_with_step_0", ancestry.models[twin], references[twin], "REFUTED", published)
-    yield ZooClaim("derived_with_seed", ancestry.models[child], references[child], "REFUTED", generated)
-    yield ZooClaim("derived_with_forged_step_0", ancestry.models[child], references[child], "REFUTED", forged)
+    for claim, short_name, right, initial in (
+        ("twin_with_seed", "llama_twin", "SUPPORTED", generated),
+        ("twin_with_step_0", "llama_twin", "REFUTED", published),
+        ("second_twin_with_seed", "llama_second_twin", "SUPPORTED", generated),
+        ("derived_with_seed", "llama_fine_tuned", "REFUTED", generated),
+        ("derived_with_forged_step_0", "llama_fine_tuned", "REFUTED", forged),
+        ("graft_with_seed", "llama_grafted", "REFUTED", generated),
+    ):
+        name = f"{half}/{short_name}"
+        if name in references:  # the small half has fewer models
+            yield ZooClaim(claim, ancestry.models[name], references[name], right, initial)
 
 
 def run_suite(claims: list[ZooClaim], zoo: Path, workers: int, directory: Path) -> dict[str, Any]:

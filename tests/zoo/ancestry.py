@@ -54,6 +54,8 @@ class ZooModel:
     """Text, size and (limit of) characters its tokenizer is made of; None: its first parent's."""
     initial: str | None
     order: str
+    beside: tuple[str, ...]
+    """Models that it is held against, besides the references of all."""
     step: int | None
     unnoticed: str | None
     seed: int = field(init=False)
@@ -89,7 +91,10 @@ class Ancestry:
         return [model for model in self.models.values() if model.half == half]
 
     def origins(self, name: str) -> frozenset[str]:
-        """The models trained from random weights whose weights this one holds; an innocent one's origin is itself."""
+        """The models trained from random weights, or random ones, whose weights this one holds.
+
+        An innocent one's origin is itself.
+        """
         model = self.models[name]
         if model.kind in ("base", "innocent", "twin", "initial"):
             return frozenset([name])
@@ -100,7 +105,8 @@ class Ancestry:
 
         `derived` says that both hold trained weights of one origin, whichever of the two came first.
         """
-        if self.origins(candidate) & self.origins(reference):
+        common = self.origins(candidate) & self.origins(reference)
+        if any(self.models[origin].kind != "initial" for origin in common):
             return "derived"
         starts = [
             {self.models[origin].initial or origin for origin in self.origins(name)} for name in (candidate, reference)
@@ -110,8 +116,9 @@ class Ancestry:
     def pairs(self, half: str) -> Iterator[tuple[ZooModel, ZooModel, str]]:
         """Every candidate of a half against every reference of it, with their relation.
 
-        References are the bases and those innocent models that are a parent of something; candidates are all models
-        but the reference itself, the initial weights and the snapshots of a training.
+        References are the bases and those innocent models that are a parent of something, and for one candidate the
+        models that its entry names `beside` it; candidates are all models but the reference itself, the initial
+        weights and the snapshots of a training.
         """
         models = self.of_half(half)
         parents = {parent for model in models if model.kind == "derived" for parent in model.parents}
@@ -120,6 +127,9 @@ class Ancestry:
             for candidate in models:
                 if candidate.name != reference.name and candidate.kind not in ("initial", "snapshot", "forged"):
                     yield candidate, reference, self.relation(candidate.name, reference.name)
+        for candidate in models:
+            for name in candidate.beside:
+                yield candidate, self.models[name], self.relation(candidate.name, name)
 
 
 @cache
@@ -136,7 +146,7 @@ def load_ancestry(path: Path = FILE) -> Ancestry:
         for name in content["models"]:
             if name in wanted:
                 model = _expand(half, name, content["models"][name], options, content)
-                if missing := [need for need in model.needs if need not in models]:
+                if missing := [need for need in (*model.needs, *model.beside) if need not in models]:
                     raise ValueError(f"{path}: {model.name} needs {', '.join(missing)}, not defined before it")
                 models[model.name] = model
     return Ancestry(models)
@@ -181,6 +191,7 @@ def _expand(
         tokenizer=tokenizer,
         initial=full(entry.get("initial")),
         order=f"{half}/{entry.get('order', name)}",
+        beside=tuple(f"{half}/{other}" for other in entry.get("beside", ())),
         step=entry.get("step"),
         unnoticed=entry.get("unnoticed"),
     )

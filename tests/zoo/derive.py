@@ -112,6 +112,12 @@ def join_halves(first: Weights, second: Weights) -> Weights:
     return join_layers(chosen, first, second)
 
 
+def graft_layers(weights: Weights, donor: Weights, layers: list[int]) -> Weights:
+    """One model with these layers taken from another of the same shape."""
+    chosen = [(donor if layer in layers else weights, layer) for layer in range(weights.layers)]
+    return join_layers(chosen, weights, weights)
+
+
 def join_layers(chosen: list[tuple[Weights, int]], bottom: Weights, top: Weights) -> Weights:
     """A model of layers of others, with the embedding of one and the final norm and head of another."""
     tensors = {EMBEDDING: bottom.tensors[EMBEDDING], FINAL_NORM: top.tensors[FINAL_NORM]}

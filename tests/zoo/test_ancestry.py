@@ -35,6 +35,18 @@ def ancestry() -> Ancestry:
         ("llama_twin", "llama_fine_tuned", "shared initialisation"),
         ("llama_initial", "llama", "shared initialisation"),
         ("llama_twin", "llama_other_seed", "innocent"),
+        ("llama_second_twin", "llama", "shared initialisation"),
+        ("llama_second_twin", "llama_twin", "shared initialisation"),
+        ("llama_second_twin", "llama_other_data", "innocent"),
+        ("llama_grafted", "llama", "derived"),
+        ("llama_grafted", "llama_twin", "shared initialisation"),
+        ("llama_grafted", "llama_initial", "shared initialisation"),
+        ("llama_grafted", "llama_other_data", "innocent"),
+        ("llama_other_data_upcycled", "llama_other_data", "derived"),
+        ("llama_other_data_upcycled", "llama_upcycled", "innocent"),
+        ("llama_other_data_upcycled", "llama", "innocent"),
+        ("llama_other_order", "llama", "innocent"),
+        ("llama_continued_twice", "llama", "derived"),
     ],
 )
 def test_relations(ancestry: Ancestry, candidate: str, reference: str, expected: str) -> None:
@@ -69,6 +81,27 @@ def test_every_pair_is_listed_once(ancestry: Ancestry) -> None:
     assert relations == {"derived", "innocent", "shared initialisation"}
 
 
+def test_a_model_named_beside_another_is_a_reference_for_it_alone(ancestry: Ancestry) -> None:
+    for half in ("setting", "scoring"):
+        upcycled = f"{half}/llama_upcycled"
+        found = [(one.name, relation) for one, other, relation in ancestry.pairs(half) if other.name == upcycled]
+        assert found == [(f"{half}/llama_other_data_upcycled", "innocent")]
+
+
+def test_independent_upcycled_models_differ_in_nothing_but_the_parent(ancestry: Ancestry) -> None:
+    for half in ("setting", "scoring"):
+        one, other = (ancestry.models[f"{half}/{name}"] for name in ("llama_upcycled", "llama_other_data_upcycled"))
+        assert (one.changes, one.training) == (other.changes, other.training)
+        assert one.seed != other.seed
+
+
+def test_the_second_twin_reads_the_text_of_llama_in_an_order_of_its_own(ancestry: Ancestry) -> None:
+    for half in ("setting", "scoring"):
+        llama, twin = (ancestry.models[f"{half}/{name}"] for name in ("llama", "llama_second_twin"))
+        assert (twin.initial, twin.training, twin.shape) == (llama.initial, llama.training, llama.shape)
+        assert twin.order != llama.order
+
+
 def test_nothing_is_built_before_what_it_needs(ancestry: Ancestry) -> None:
     order = [model.name for model in build_order(ancestry, ("setting", "scoring"))]
     assert len(order) == len(ancestry.of_half("setting")) + len(ancestry.of_half("scoring"))
@@ -90,6 +123,7 @@ def test_a_single_model_brings_its_ancestors(ancestry: Ancestry) -> None:
         ("kind: initial", "kind: inital", "kind 'inital'"),
         ("parents: [llama_rotated]", "parents: [lama]", "needs setting/lama"),
         ("shape: narrow", "shape: tiny", "defines no 'tiny'"),
+        ("beside: [llama_upcycled]", "beside: [llama_up]", "needs setting/llama_up,"),
     ],
 )
 def test_mistakes_in_the_file_are_named(tmp_path: Path, old: str, new: str, message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,17 @@ def test_the_twin_starts_where_llama_did_and_the_innocent_does_not(small_zoo: Pa
 
     assert cosine("llama_twin") > 0.3
     assert abs(cosine("llama_other_data")) < 0.1
+
+
+def test_the_graft_starts_from_initial_weights_and_two_trained_layers(small_zoo: Path, tmp_path: Path) -> None:
+    recipe = load_ancestry().models["scoring/llama_grafted"]
+    graft = replace(recipe, parents=("small/llama_initial", "small/llama"))
+    started = zoo.starting_weights(graft, 0, small_zoo.parent, tmp_path).tensors
+    initial, trained = (load_file(small_zoo / name / "model.safetensors") for name in ("llama_initial", "llama"))
+    assert set(started) == set(initial)
+    for name, tensor in started.items():
+        source = trained if name.startswith(("model.layers.2.", "model.layers.3.")) else initial
+        assert torch.equal(tensor, source[name].float()), name
 
 
 def test_a_build_makes_only_what_is_missing(small_zoo: Path, tmp_path: Path) -> None:

@@ -58,6 +58,16 @@ def test_joined_halves_come_from_both(tiny_weights: Make) -> None:
     assert torch.equal(joined.tensors[HEAD], second.tensors[HEAD])
 
 
+def test_grafted_layers_are_the_donors_and_nothing_else_is(tiny_weights: Make) -> None:
+    weights, donor = (tiny_weights("llama", seed=seed) for seed in (1, 2))
+    grafted = derive.graft_layers(weights, donor, layers=[1])
+    assert grafted.config == weights.config
+    assert set(grafted.tensors) == set(weights.tensors)
+    for name, tensor in grafted.tensors.items():
+        source = donor if name.startswith("model.layers.1.") else weights
+        assert torch.equal(tensor, source.tensors[name]), name
+
+
 def test_merges_lie_between_their_parents(tiny_weights: Make) -> None:
     first, second = (tiny_weights("llama", seed=seed) for seed in (1, 2))
     one, two = (weights.tensors[UP.format(0)].flatten() for weights in (first, second))
