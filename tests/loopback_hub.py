@@ -9,6 +9,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from time import sleep
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -38,6 +39,8 @@ class HubFault(Fault):
     longer: int = 0  # bytes that are sent on top, honestly declared
     ignore_range: bool = False
     shift: int = 0  # bytes by which another range is sent
+    drip: float = 0.0  # seconds after each byte of the body
+    trickle: float = 0.0  # seconds after each byte of header lines that do not end
 
 
 class LoopbackHub:
@@ -95,7 +98,10 @@ class _Handler(QuietHandler):
         with self.hub.lock:
             self.hub.requests.append((self.command, self.path, self.lower_headers()))
             fault = next_fault(self.hub.faults, self.path) or HubFault()
-        if not self.fails(fault):
+        self.drip = fault.drip
+        if fault.trickle:
+            self.trickle(fault.trickle)
+        elif not self.fails(fault):
             self.route(fault)
 
     do_HEAD = do_GET  # noqa: N815
@@ -200,8 +206,20 @@ class _Handler(QuietHandler):
             while start < stop:
                 start += self.write(opened.read(min(1 << 20, stop - start)))
 
+    def trickle(self, pause: float) -> None:
+        """Begins an answer, and never comes to its body. Ends after some thousand bytes, or when the client does."""
+        self.close_connection = True
+        for byte in b"HTTP/1.1 200 OK\r\nx-long: " + bytes(5000).replace(b"\0", b"a"):
+            self.wfile.write(bytes([byte]))
+            sleep(pause)
+
     def write(self, piece: bytes) -> int:
-        super().write(piece)
+        if self.drip:
+            for byte in piece:
+                self.wfile.write(bytes([byte]))
+                sleep(self.drip)
+        else:
+            super().write(piece)
         with self.hub.lock:
             self.hub.body_bytes += len(piece)
             self.hub.wire_bytes += len(piece)

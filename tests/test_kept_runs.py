@@ -16,6 +16,7 @@ import yaml
 from checks.checkpoint.checkpoint import Checkpoint
 from checks.evidence.store import Store
 from checks.streaming import stream
+from tests.kept_results import kept_results
 from tests.small_examples import cut
 
 CHECKS = [
@@ -131,10 +132,10 @@ def test_what_was_measured_before_a_kill_is_not_measured_again(run: Run, models:
     command = [sys.executable, "-m", "pytest", "-p", "killing", "example.yaml", "--store", "kept"]
     killed = subprocess.run(command, cwd=models, env=environment, capture_output=True, check=False, timeout=120)
     assert killed.returncode == -signal.SIGKILL, killed.stdout.decode()[-2000:]
-    before = Store(models / "kept").finished()
+    before = kept_results(models / "kept")
     assert before > 0
     kept.clear()
     assert run("--store", "kept") == without
     assert "channels" in kept
     assert not {"clouds", "elements", "spectra", "tables"} & {*kept}
-    assert Store(models / "kept").finished() == before + len(kept)
+    assert kept_results(models / "kept") == before + len(kept)

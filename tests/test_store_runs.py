@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from checks.evidence.store import Store
 from checks.streaming import stream
 from tests.claim_runs import ExampleClaim
+from tests.kept_results import kept_results
 
 # Kills its own process, as nothing can be caught or cleaned up after, once so many layers were put into the store.
 KILLS = """
@@ -88,7 +88,7 @@ def test_a_killed_run_resumes_and_a_second_one_reads_nothing(
     without = verdict("--read", mode, "--store", "none")
     everything = len(read_tensors)
     killed_run(models, layers, "--read", mode)
-    assert Store(models / "kept").finished() == layers
+    assert kept_results(models / "kept") == layers
     read_tensors.clear()
     assert verdict("--read", mode, "--store", "kept") == without
     assert 0 < len(read_tensors) < everything
@@ -128,7 +128,7 @@ def test_workers_share_a_store_and_reach_the_same_verdict(
     options = ("example.yaml", "--report", "out", "--store", "kept", "-n", "2")
     assert pytester.runpytest_subprocess(*options).ret == 1
     assert (models / "out" / "verdict.json").read_bytes() == alone
-    assert Store(models / "kept").finished() > 0
+    assert kept_results(models / "kept") > 0
 
 
 def test_by_default_the_store_is_in_pytests_cache(models: Path, verdict: Callable[..., bytes]) -> None:
@@ -137,7 +137,7 @@ def test_by_default_the_store_is_in_pytests_cache(models: Path, verdict: Callabl
     verdict("-p", "no:cacheprovider")
     assert not place.exists()
     assert verdict() == without
-    assert Store(place).finished() > 0
+    assert kept_results(place) > 0
 
 
 def test_a_store_that_cannot_be_made_is_a_usage_error(pytester: pytest.Pytester, models: Path) -> None:

@@ -17,6 +17,7 @@ from checks.checkpoint.errors import CheckpointUnavailable
 from checks.checkpoint.gguf_header import check_gguf_header
 from checks.checkpoint.header import LONGEST_NAME
 from checks.checkpoint.index import is_plain_text, shown
+from checks.checkpoint.opened_file import OpenedFile
 from checks.checkpoint.roles import Role, role_of
 from checks.checkpoint.template import LARGEST_COUNT, RoleAssignment, assign_roles, follows_template
 
@@ -68,11 +69,12 @@ class GgufTensor:
 class GgufFile:
     """The tensors of one GGUF file. It stands where a Checkpoint does as source of a CanonicalModel.
 
+    `opened`: the file of that path, if it is open already. This very file is read, whatever the path leads to later.
     Raises CheckpointUnavailable for a file that is damaged, split, or of an architecture that is not read, and without
     the library.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, opened: OpenedFile | None = None) -> None:
         self.path = path
         try:
             import gguf
@@ -80,10 +82,12 @@ class GgufFile:
             raise CheckpointUnavailable(
                 f"{path}: reading GGUF needs the gguf library: pip install 'from-scratch[gguf]'"
             ) from error
-        self._library = gguf
-        check_gguf_header(path)
+        self._library: Any = gguf
+        self._opened = OpenedFile(path) if opened is None else opened
         try:
-            self._reader = gguf.GGUFReader(path)
+            with self._opened.binary() as file:
+                check_gguf_header(path, file)
+                self._reader = self._library.GGUFReader(file)  # numpy maps an open file as well as one that is named
             self.architecture = str(self._field("general.architecture"))
             split = self._field("split.count")
         except (ValueError, KeyError, IndexError, TypeError, OverflowError, OSError) as error:
@@ -117,6 +121,7 @@ class GgufFile:
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
         """One tensor as float32 with its original values, or rows of it. Raises CheckpointUnavailable."""
+        self._opened.require_whole()
         import numpy as np
         import torch
 

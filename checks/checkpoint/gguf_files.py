@@ -6,12 +6,12 @@ after the other, so that whatever reads a checkpoint reads a GGUF file.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -22,7 +22,8 @@ from checks.checkpoint.errors import CheckpointUnavailable
 from checks.checkpoint.files import LARGEST_SMALL_FILE, LocalFiles, checked_name, read_local_file
 from checks.checkpoint.gguf_header import HEADER_NAME, LARGEST_HEADER, gguf_header
 from checks.checkpoint.index import INDEX_NAME, CheckpointIndex, Shard, TensorInfo, build_index, shown
-from checks.checkpoint.local import LocalSource
+from checks.checkpoint.local import FileIdentity
+from checks.checkpoint.opened_file import OpenedFile
 
 if TYPE_CHECKING:
     from checks.checkpoint.gguf_file import GgufFile
@@ -79,19 +80,23 @@ class GgufFiles:
         """The opened file. Raises CheckpointUnavailable."""
         from checks.checkpoint.gguf_file import GgufFile
 
-        return GgufFile(self._checked_path)
+        return GgufFile(self.path, self._opened)
 
     @cached_property
-    def _checked_path(self) -> Path:
-        """The file, after it was opened once with the care for links that any other file of a checkpoint gets."""
+    def _opened(self) -> OpenedFile:
+        """The file that all of this is read from."""
         if not self.path.is_file():
             raise CheckpointUnavailable(f"{self.path}: no such file; correct the path in the claim")
-        source = LocalSource(self.path.parent)
-        try:
-            source.descriptor(self.path.name)
-        finally:
-            source.close()
-        return self.path
+        return OpenedFile(self.path)
+
+    @cached_property
+    def identity(self) -> FileIdentity:
+        """Which file this is. Raises CheckpointUnavailable."""
+        return FileIdentity.of(self._opened.state, self._header(LARGEST_HEADER))
+
+    def _header(self, largest: int) -> bytes:
+        with self._opened.binary() as file:
+            return gguf_header(self.path, largest, file)
 
     def index(self) -> CheckpointIndex:
         """See CheckpointFiles."""
@@ -110,22 +115,12 @@ class GgufFiles:
     def small_file(self, name: str, largest: int = LARGEST_SMALL_FILE) -> bytes | None:
         """See CheckpointFiles. HEADER_NAME stands for the file's own header, in which its tokenizer is."""
         if checked_name(name, self.where) == HEADER_NAME:
-            return gguf_header(self._checked_path, min(largest, LARGEST_HEADER))
+            return self._header(min(largest, LARGEST_HEADER))
         return None if self._beside is None else read_local_file(self._beside, name, largest)
 
     def config(self) -> bytes | None:
         """What a config.json would say, as far as the file says it, and which file this is, for the store's key."""
-        state = self.path.stat()
-        header = hashlib.sha256(gguf_header(self.path, LARGEST_HEADER)).hexdigest()
-        identity = {
-            "device": state.st_dev,
-            "inode": state.st_ino,
-            "size": state.st_size,
-            "modified": state.st_mtime_ns,
-            "changed": state.st_ctime_ns,
-            "header": header,
-        }
-        return json.dumps({**self.file.config, "gguf": identity}).encode()
+        return json.dumps({**self.file.config, "gguf": asdict(self.identity)}).encode()
 
 
 class GgufCheckpoint(Checkpoint):
@@ -135,6 +130,11 @@ class GgufCheckpoint(Checkpoint):
     def directory(self) -> Path:
         """Where the file lies."""
         return Path(self.files.where).parent
+
+    def require_unchanged(self) -> None:
+        """See Checkpoint. Raises CheckpointUnavailable."""
+        assert isinstance(self.files, GgufFiles)
+        self.files.identity.require_at(self.files.path)
 
 
 class GgufSource:

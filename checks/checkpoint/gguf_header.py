@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,33 +26,34 @@ LARGEST_HEADER = 1 << 28  # bytes; vocabularies of 300,000 tokens with their mer
 MOST_VALUES = 1 << 23  # of a list that is kept; GLM-4.5 lists 318,088 merges
 
 
-def check_gguf_header(path: Path) -> None:
+def check_gguf_header(path: Path, file: BinaryIO | None = None) -> None:
     """Walks the key-value pairs and the list of tensors of a little-endian GGUF file of version 2 or 3.
 
-    Raises CheckpointUnavailable if the file ends before its header does, or the header is no such header.
+    `file`: the one of that path, if it is open. Raises CheckpointUnavailable if it ends before its header does, or the
+    header is no such header.
     """
     try:
-        with path.open("rb") as file:
-            header = _Header(file, path.stat().st_size)
+        with _opened(path, file) as opened:
+            header = _Header(opened)
             _walk_tensors(header, _walk_pairs(header, frozenset(), {}))
     except (OSError, ValueError, struct.error) as error:
         raise _unreadable(path, error) from error
 
 
-def gguf_header(path: Path, largest: int) -> bytes:
+def gguf_header(path: Path, largest: int, file: BinaryIO | None = None) -> bytes:
     """The bytes of a file from its beginning to the end of its key-value pairs, for `gguf_values`.
 
-    Raises CheckpointUnavailable for more than `largest` bytes, and as `check_gguf_header` does.
+    `file`: the one of that path, if it is open. Raises CheckpointUnavailable for more than `largest` bytes, and as
+    `check_gguf_header` does.
     """
     try:
-        with path.open("rb") as file:
-            header = _Header(file, path.stat().st_size)
-            _walk_pairs(header, frozenset(), {})
-            size = file.tell()
+        with _opened(path, file) as opened:
+            _walk_pairs(_Header(opened), frozenset(), {})
+            size = opened.tell()
             if size > largest:
                 raise ValueError(f"its key-value pairs take {size} bytes, {largest} are read")
-            file.seek(0)
-            return file.read(size)
+            opened.seek(0)
+            return opened.read(size)
     except (OSError, ValueError, struct.error) as error:
         raise _unreadable(path, error) from error
 
@@ -63,10 +65,14 @@ def gguf_values(data: bytes, wanted: Collection[str]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     try:
-        _walk_pairs(_Header(io.BytesIO(data), len(data)), frozenset(wanted), found)
+        _walk_pairs(_Header(io.BytesIO(data)), frozenset(wanted), found)
     except struct.error as error:
         raise ValueError(str(error)) from error
     return found
+
+
+def _opened(path: Path, file: BinaryIO | None) -> AbstractContextManager[BinaryIO]:
+    return path.open("rb") if file is None else nullcontext(file)
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointUnavailable:
@@ -76,8 +82,9 @@ def _unreadable(path: Path, error: Exception) -> CheckpointUnavailable:
 class _Header:
     """Reads numbers and texts or skips them, and never past the end."""
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self._file, self._left = file, min(size, LARGEST_HEADER)
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._left = file, min(file.seek(0, io.SEEK_END), LARGEST_HEADER)
+        file.seek(0)
 
     def numbers(self, form: str, count: int = 1) -> tuple[Any, ...]:
         size = struct.calcsize(f"<{form}")

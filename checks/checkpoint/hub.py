@@ -83,19 +83,6 @@ def read_hub_index(
     return HubFiles(repo, resolve_revision(repo, revision, patience, offline), patience, offline).index()
 
 
-def read_published_shards(repo: str, revision: str | None, patience: Patience = PATIENT) -> CheckpointIndex:
-    """The shards of a checkpoint with their published digests, and no tensors: no file is opened, gated or not.
-
-    Beside an index file only numbered shards count, if there are any: which others it lists cannot be seen.
-    """
-    return HubFiles(repo, resolve_revision(repo, revision, patience), patience).published_shards()
-
-
-def open_source(index: CheckpointIndex, patience: Patience = PATIENT) -> LocalSource | HubSource:
-    """Where the bytes of an index come from: its directory, or the hub."""
-    return HubSource(index, patience) if index.directory is None else local_source(index.directory)
-
-
 def is_offline(offline: bool | None = None) -> bool:
     """Is there to be no network, by whoever calls or by HF_HUB_OFFLINE?"""
     from huggingface_hub import is_offline_mode
@@ -193,7 +180,11 @@ class HubFiles:
             return None
 
     def published_shards(self) -> CheckpointIndex:
-        """See read_published_shards."""
+        """The shards with their published digests, and no tensors: no file is opened, gated or not.
+
+        Beside an index file only numbered shards count, if there are any: which others it lists cannot be seen.
+        Raises CheckpointUnavailable.
+        """
         files = self.repository.files()
         numbered = [name for name in files if re.search(r"-\d{5}-of-\d{5}\.safetensors$", name)]
         names = numbered if INDEX_NAME in files and numbered else shards_without_index(files, self.where)

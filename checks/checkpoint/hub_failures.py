@@ -56,6 +56,10 @@ class HubTimedOut(CheckpointUnavailable):
     """The hub did not answer in time."""
 
 
+class HubTooSlow(HubTimedOut):
+    """The hub keeps sending, but so little that it would never get done."""
+
+
 class HubUnreachable(CheckpointUnavailable):
     """The hub could not be reached, or fails."""
 
@@ -69,7 +73,7 @@ class AddressExpired(CheckpointUnavailable):
 
 
 # What asking again may cure, beside what the hub itself calls temporary.
-PASSING = (BodyCut, AddressExpired)
+PASSING = (BodyCut, AddressExpired, HubTooSlow)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,9 @@ class Patience:
     attempts: int = 5
     pause: float = 0.5  # before the second attempt; doubled before each further one
     longest_wait: float = 300.0  # the window of the hub's rate limit; a hub that asks for more is not waited for
+    answer: float = 120.0  # until an answer has begun, or a listing is there, however it trickles
+    progress_time: float = 60.0  # in which a body must bring `least_progress` bytes, unless it ends
+    least_progress: int = 1 << 18
 
 
 def patiently(action: Callable[[], Result], where: str, endpoint: str, patience: Patience) -> Result:

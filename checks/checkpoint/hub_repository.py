@@ -11,16 +11,21 @@ import os
 import re
 import threading
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from checks.checkpoint.errors import CheckpointUnavailable
 from checks.checkpoint.header import parse_header, read_header
+from checks.checkpoint.hub_deadline import Progress, answered
 from checks.checkpoint.hub_failures import (
     OTHER_ENDPOINT,
     AddressExpired,
     BodyCut,
     HubRefused,
+    HubTooSlow,
     Patience,
     RangeIgnored,
     patiently,
@@ -129,7 +134,7 @@ class HubRepository:
                         f"{where}: the transfer ended at byte {start + done}, expected {start + size}; the file on the "
                         "hub or the connection is broken: try again later"
                     )
-            except BodyCut:
+            except (BodyCut, HubTooSlow):
                 if done - begun < PROGRESS:
                     raise
 
@@ -152,42 +157,39 @@ class HubRepository:
         return Shard(sibling.rfilename, size, digest if digest and SHA256.fullmatch(digest) else None)
 
     def _info(self, files_metadata: bool) -> ModelInfo:
-        def attempt() -> ModelInfo:
+        limits = self._limits
+
+        def ask() -> ModelInfo:
             with sense(self.name):
                 return self._api.model_info(
-                    self._repo, revision=self._revision, files_metadata=files_metadata, timeout=self._timeout
+                    self._repo, revision=self._revision, files_metadata=files_metadata, timeout=limits.timeout
                 )
+
+        def attempt() -> ModelInfo:
+            return answered(ask, limits, self.name, lambda _: None)
 
         return patiently(attempt, self.name, self._api.endpoint, self._patience)
 
     @property
-    def _timeout(self) -> float:
+    def _limits(self) -> Patience:
+        """Our patience, with the user's time-out: whoever allows longer pauses allows as long for what trickles."""
         from huggingface_hub import constants
 
-        return self._patience.timeout or constants.HF_HUB_DOWNLOAD_TIMEOUT
+        if self._patience.timeout is not None:
+            return self._patience
+        pause = float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
+        answer, progress_time = max(pause, self._patience.answer), max(pause, self._patience.progress_time)
+        return replace(self._patience, timeout=pause, answer=answer, progress_time=progress_time)
 
     def _pieces(self, file: Shard, start: int, stop: int) -> Iterator[bytes]:
         """The bytes of one range request as they arrive, never more than asked for."""
-        from huggingface_hub import get_session, hf_hub_url, hf_raise_for_status
-        from huggingface_hub.utils import build_hf_headers, httpx  # type: ignore[attr-defined]
+        from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
         where = f"{self.name}/{file.name}"
-        with sense(where):
-            address = hf_hub_url(self._repo, file.name, revision=self._revision, endpoint=self._api.endpoint)
-            signed = self._locations.get(file.name)
-            token = None if signed is None or _origin(signed) == _origin(address) else False
-            headers = build_hf_headers(token=token, library_name="from-scratch")
-        headers |= {"range": f"bytes={start}-{stop - 1}", "accept-encoding": "identity"}
-        with get_session().stream("GET", signed or address, headers=headers, timeout=self._timeout) as response:
-            if signed is not None and response.status_code in ADDRESS_EXPIRED:
-                self._locations.pop(file.name, None)
-                raise AddressExpired(f"{where}: the hub's address of the file expired again; try again later")
-            with sense(where):
-                hf_raise_for_status(response)
-            _check_range(response, start, stop, file.size, where)
-            if response.history:
-                self._locations[file.name] = str(response.url)
-            left = stop - start
+        left, limits = stop - start, self._limits
+        ask = partial(self._response, file, start, stop, where)
+        with closing(answered(ask, limits, where, _close)) as response:
+            progress = Progress(limits, where)
             try:
                 for piece in response.iter_raw():
                     with self._lock:
@@ -196,10 +198,44 @@ class HubRepository:
                     if left < 0:
                         raise RangeIgnored(f"{where}: the server sent more than it announced; {OTHER_ENDPOINT}")
                     yield piece
+                    if left:
+                        progress.add(len(piece))
             except (httpx.RemoteProtocolError, httpx.ReadError) as error:
                 raise BodyCut(
                     f"{where}: the connection broke {left} bytes before byte {stop} ({error}); try again later"
                 ) from error
+
+    def _response(self, file: Shard, start: int, stop: int, where: str) -> httpx.Response:
+        """The answer to one range request, checked, with its body still to come."""
+        from huggingface_hub import get_session, hf_hub_url, hf_raise_for_status
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+        with sense(where):
+            address = hf_hub_url(self._repo, file.name, revision=self._revision, endpoint=self._api.endpoint)
+            signed = self._locations.get(file.name)
+            token = None if signed is None or _origin(signed) == _origin(address) else False
+            headers = build_hf_headers(token=token, library_name="from-scratch")
+        headers |= {"range": f"bytes={start}-{stop - 1}", "accept-encoding": "identity"}
+        client = get_session()
+        request = client.build_request("GET", signed or address, headers=headers, timeout=self._limits.timeout)
+        response = client.send(request, stream=True)
+        try:
+            if signed is not None and response.status_code in ADDRESS_EXPIRED:
+                self._locations.pop(file.name, None)
+                raise AddressExpired(f"{where}: the hub's address of the file expired again; try again later")
+            with sense(where):
+                hf_raise_for_status(response)
+            _check_range(response, start, stop, file.size, where)
+            if response.history:
+                self._locations[file.name] = str(response.url)
+        except BaseException:
+            response.close()
+            raise
+        return response
+
+
+def _close(response: httpx.Response) -> None:
+    response.close()
 
 
 def _origin(address: str) -> tuple[str, str | None, int | None]:

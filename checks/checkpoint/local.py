@@ -62,10 +62,28 @@ class FileIdentity:
         """The identity as one hex digest, for a store."""
         return hashlib.sha256(repr(astuple(self)).encode()).hexdigest()
 
+    @classmethod
+    def of(cls, state: os.stat_result, header: bytes) -> FileIdentity:
+        """That of an open file, by its state when its header was read."""
+        return cls(*_state(state), hashlib.sha256(header).hexdigest())
+
     def require(self, state: os.stat_result, path: Path) -> None:
         """Raises CheckpointUnavailable for the state of another file, or of this one after a change."""
         if (self.device, self.inode, self.size, self.modified, self.changed) != _state(state):
             raise CheckpointUnavailable(f"{path}: changed while it was read; run again")
+
+    def require_at(self, path: Path) -> None:
+        """Does the name still lead to this file, unchanged? Raises CheckpointUnavailable.
+
+        An open file keeps its inode, so what is found under its name is the very file that is read, or another one.
+        """
+        try:
+            state = path.stat()
+        except OSError as error:
+            raise CheckpointUnavailable(
+                f"{path}: changed while it was read ({error.strerror}); put it back, and run again"
+            ) from error
+        self.require(state, path)
 
 
 @dataclass(frozen=True)
@@ -75,19 +93,9 @@ class LocalIndex(CheckpointIndex):
     identities: Mapping[str, FileIdentity] = field(default_factory=dict)
 
     def require_unchanged(self) -> None:
-        """Are these still the files of the index? Raises CheckpointUnavailable if one was changed, replaced or removed.
-
-        An open file keeps its inode, so what is found under its name is the very file that is read, or another one.
-        """
+        """Are these still the files of the index? Raises CheckpointUnavailable if one was changed or removed."""
         for name, identity in self.identities.items():
-            path = Path(self.directory or "", name)
-            try:
-                state = path.stat()
-            except OSError as error:
-                raise CheckpointUnavailable(
-                    f"{path}: changed while it was read ({error.strerror}); put it back, and run again"
-                ) from error
-            identity.require(state, path)
+            identity.require_at(Path(self.directory or "", name))
 
 
 def read_local_index(directory: Path) -> LocalIndex:
@@ -194,7 +202,7 @@ def _read_shard(directory: Path, name: str, identities: dict[str, FileIdentity])
     with _opened(directory, name) as descriptor:
         state = os.fstat(descriptor)
         header = _read_header(descriptor, state.st_size, directory, name)
-    identities[name] = FileIdentity(*_state(state), hashlib.sha256(header).hexdigest())
+    identities[name] = FileIdentity.of(state, header)
     return Shard(name, state.st_size), parse_header(header, state.st_size, name, str(directory / name))
 
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from filelock import FileLock
+from filelock import BaseFileLock, FileLock, Timeout
 
 # Candidate identity, reference identity, statistic, version, layer, way of reading: strings that say what was measured.
 Key = tuple[str, ...]
@@ -42,8 +42,8 @@ class ResultStore(Protocol):
     def exclusive(self, key: Key) -> AbstractContextManager[None]:
         """One worker at a time does what is done under this key."""
 
-    def finished(self, prefix: Sequence[str] = ()) -> int:
-        """How many results have keys that begin so."""
+    def claimed(self, key: Key) -> AbstractContextManager[bool]:
+        """Does this worker do what is done under this key? False: another one is at it."""
 
 
 class Store:
@@ -55,7 +55,6 @@ class Store:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._keys: dict[str, Key] = {}  # of the files that were seen, by name
         with self._explained("made"):
             directory.mkdir(parents=True, exist_ok=True)
 
@@ -97,19 +96,20 @@ class Store:
         """
         return self._locked(key)
 
-    def finished(self, prefix: Sequence[str] = ()) -> int:
-        """How many results have keys that begin so? Each file is opened once only, so asking often is cheap."""
-        wanted = tuple(prefix)
-        names = set()
-        with self._explained("read"):
-            for folder in self.directory.iterdir():
-                if len(folder.name) == 2 and folder.is_dir():
-                    names |= {file.name for file in folder.iterdir() if file.suffix == SUFFIX}
-        for name in names - self._keys.keys():
-            found = self._read(self.directory / name[:2] / name)
-            if found is not None and self._path(found[0]).name == name:
-                self._keys[name] = found[0]
-        return sum(self._keys[name][: len(wanted)] == wanted for name in names & self._keys.keys())
+    @contextmanager
+    def claimed(self, key: Key) -> Iterator[bool]:
+        """As `exclusive`, but whoever comes second does not wait: is told False, and does something else meanwhile.
+
+        Whoever is inside must not wait for work under another key: it keeps others waiting for this one.
+        """
+        lock: BaseFileLock | None = None
+        with suppress(Timeout):
+            lock = self._acquired(key, blocking=False)
+        try:
+            yield lock is not None
+        finally:
+            if lock is not None:
+                lock.release()
 
     def _path(self, key: Key) -> Path:
         digest = hashlib.sha256(_canonical(_strings(key)).encode()).hexdigest()
@@ -144,21 +144,28 @@ class Store:
 
     @contextmanager
     def _locked(self, key: Key) -> Iterator[None]:
-        path = self._path(key).with_suffix(LOCK)
-        with self._explained("written"):
-            path.parent.mkdir(exist_ok=True)
-            # A lock that is a mere file would outlive a killed process: better none than that.
-            lock = FileLock(path, fallback_to_soft=False)
-            lock.acquire()
+        lock = self._acquired(key)
         try:
             yield
         finally:
             lock.release()
 
+    def _acquired(self, key: Key, blocking: bool = True) -> BaseFileLock:
+        """The lock of a key, once it is had. Raises Timeout if it is not to be waited for and another one has it."""
+        path = self._path(key).with_suffix(LOCK)
+        with self._explained("written"):
+            path.parent.mkdir(exist_ok=True)
+            # A lock that is a mere file would outlive a killed process: better none than that.
+            lock = FileLock(path, fallback_to_soft=False)
+            lock.acquire(blocking=blocking)
+        return lock
+
     @contextmanager
     def _explained(self, what: str) -> Iterator[None]:
         try:
             yield
+        except Timeout:  # an OSError too, which says that a lock is another worker's
+            raise
         except (OSError, NotImplementedError) as error:
             raise StoreError(
                 f"{self.directory}: the store of results cannot be {what} ({error}); make room, make it readable and "
@@ -186,9 +193,10 @@ class NullStore:
         _strings(key)
         return nullcontext()
 
-    def finished(self, prefix: Sequence[str] = ()) -> int:
-        """None."""
-        return 0
+    def claimed(self, key: Key) -> AbstractContextManager[bool]:
+        """True: everyone works for himself."""
+        _strings(key)
+        return nullcontext(True)
 
 
 def _text(key: Key, payload: Any) -> str:

@@ -75,12 +75,15 @@ def _alignment(pair: Pair) -> Visitor | None:
 
 def _clouds(pair: Pair) -> Visitor | None:
     ours, theirs = pair.canonical
-    if ours.hidden_size != theirs.hidden_size:
+    # Weights that are read in part have no whole embedding, without which there is nothing to take.
+    if pair.is_sampled or ours.hidden_size != theirs.hidden_size:
         return None
     return _of_each(pair, lambda model, layer, _: row_clouds.visit_clouds(model, layer, measures.SEED))
 
 
-def _elements(pair: Pair) -> Visitor:
+def _elements(pair: Pair) -> Visitor | None:
+    if pair.is_sampled:
+        return None  # as for clouds
     return _of_each(pair, lambda model, layer, _: row_clouds.visit_elements(model, layer, measures.SEED))
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,6 +23,7 @@ from checks.checkpoint.index import CheckpointIndex, TensorInfo, equal_shards
 from checks.pair import fingerprints, robust_cosines
 from checks.pair.equal_tensors import equal_tensors, why_ordinary
 from checks.pair.fingerprints import Fingerprint, Fingerprints
+from checks.pair.hashes import hash_missing
 from checks.pair.held_mlps import HeldMlps
 from checks.pair.ledger import FULL, Item, LayerStore, Ledger, on_device
 from checks.pair.matching import MlpPair, layer_label, mlp_pairs, tensor_pairs
@@ -84,8 +85,9 @@ def measure(
     """
     identities = identities_of(store, candidate, reference)
     # Whoever waits for another worker's pass over the same pair finds in the store what that put there.
-    with store.exclusive((*identities, "pass")) if store is not None else nullcontext():
-        how = (device, with_neurons, with_fingerprints, store, sweep)
+    # Of one side, which others may be comparing with something else, it measures what no other worker is at.
+    with store.exclusive((*identities, "pass")) if store is not None else nullcontext(), ExitStack() as claims:
+        how = (device, with_neurons, with_fingerprints, store, sweep, claims)
         found = _Measurement((candidate, reference), identities, *how).run()
     for side in (candidate, reference):
         side.require_unchanged()
@@ -110,12 +112,14 @@ class _Measurement:
         with_fingerprints: bool,
         store: LayerStore | None,
         sweep: LayerSweep | None,
+        claims: ExitStack,
     ) -> None:
         candidate, reference = self._sides = sides
         self._sweep = sweep
         self._device = device
         self._with_neurons = with_neurons
         self._store = store
+        self._claims = claims
         self._identities = identities
         self._names = [{entry.stored_name: name for name, entry in side.tensors.items()} for side in self._sides]
         self._indexes = [_of_component(side) for side in self._sides]
@@ -148,8 +152,12 @@ class _Measurement:
         partner = {item[0]: item[1] for item in self._tensors.missing}
         later = self._held.plan(partner, self._published)
         self._stream(partner)
+        self._claims.close()
         for mlp, ours, theirs in read_matrices(*self._sides, later, self._device):
             self._neurons.add((mlp.module, mlp.theirs["up"].name), neuron_group(mlp, ours, theirs))
+        for side, hashes in zip(self._sides, self._hashes, strict=True):
+            with hashes.rest():
+                hash_missing(side, hashes, needless=self._published)
         digests = [{name: digest for (name,), digest in hashes.values.items()} for hashes in self._hashes]
         for checkpoint, known in zip(self._sides, digests, strict=True):
             checkpoint._sha256.update(known)
@@ -204,12 +212,14 @@ class _Measurement:
         for (name,) in sorted(hashes.missing):
             if name in self._sides[side]._sha256:
                 hashes.add((name,), self._sides[side]._sha256[name])
+        self._claims.enter_context(hashes.claimed())
         return hashes
 
     def _passed_fingerprints(self, side: int) -> PassedFingerprints:
         ledger: Ledger[Fingerprint] = self._side_ledger(
             side, "fingerprints", fingerprints.as_json, fingerprints.from_json
         )
+        self._claims.enter_context(ledger.claimed())
         return PassedFingerprints(self._sides[side], ledger, self._published)
 
     # The pass

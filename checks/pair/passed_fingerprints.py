@@ -71,11 +71,13 @@ class PassedFingerprints:
         return self._checkpoint.tensors[name].is_float and (found.excluded is None or found.ordinary is not None)
 
     def complete(self, equal: Mapping[str, Fingerprint]) -> Fingerprints:
-        """All of them. What the pass could not give is read now: quantised weights, and what it left out.
+        """All of them. What the pass could not give is read now: quantised weights, and what it left out. What another
+        worker is at is waited for.
 
         `equal`: of tensors that are known to be equal to one whose fingerprint there is. Raises CheckpointUnavailable.
         """
-        for (name,) in sorted(self._ledger.missing):
-            found = equal.get(name)
-            self._ledger.add((name,), read_fingerprint(self._checkpoint, name) if found is None else found)
+        with self._ledger.rest():
+            for (name,) in sorted(self._ledger.missing):
+                found = equal.get(name)
+                self._ledger.add((name,), read_fingerprint(self._checkpoint, name) if found is None else found)
         return Fingerprints.of({name: self._ledger.values[name,] for name in self._checkpoint.tensors})

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,12 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from checks.checkpoint.canonical import CanonicalModel
+from checks.checkpoint.checkpoint import Checkpoint
 from checks.checkpoint.errors import CheckpointUnavailable
 from checks.checkpoint.gguf_files import GgufCheckpoint, GgufFiles, local_files
 from checks.checkpoint.gguf_header import HEADER_NAME, gguf_header, gguf_values
 from checks.checkpoint.identity import identity_of
 from checks.checkpoint.model import Model
 from checks.claim.model import ModelSource
+from checks.evidence.store import Store
+from checks.pair.comparison import compare
 from checks.tokens import vocabulary_of
 from tests.checkpoint.tiny_models import build
 from tests.claim_runs import ExampleClaim
@@ -142,6 +146,89 @@ def test_another_file_is_another_checkpoint(written: tuple[Path, dict[str, torch
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     os.utime(path, ns=(1, 1))
     assert identity(path) != first
+
+
+@pytest.fixture
+def opened(written: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path) -> Checkpoint:
+    """The tiny Llama, opened from a file of its own of which nothing but the header was read."""
+    shutil.copy(written[0], tmp_path / "tiny.gguf")
+    checkpoint = model_at(tmp_path / "tiny.gguf").checkpoint
+    checkpoint.require_unchanged()
+    return checkpoint
+
+
+def changed_copy(path: Path) -> Path:
+    """Another model of equal names, shapes and size."""
+    data, place = path.read_bytes(), path.with_name("new")
+    place.write_bytes(data[:-4096] + bytes(4096))
+    os.utime(place, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
+    return place
+
+
+def test_a_file_that_is_replaced_is_noticed_and_not_read(
+    opened: Checkpoint, written: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    identity = identity_of(opened.index, opened.prefix, opened.config)
+    changed_copy(tmp_path / "tiny.gguf").replace(tmp_path / "tiny.gguf")
+    for name, tensor in written[1].items():
+        assert torch.equal(opened.read(name), tensor), name
+    with pytest.raises(CheckpointUnavailable, match=r"tiny\.gguf: changed while it was read; run again"):
+        opened.require_unchanged()
+    replacing = model_at(tmp_path / "tiny.gguf").checkpoint
+    replacing.require_unchanged()
+    assert identity_of(replacing.index, replacing.prefix, replacing.config) != identity
+
+
+def test_a_file_that_is_replaced_while_it_is_opened(
+    written: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    """Header, tensors and identity are of one file."""
+    path = tmp_path / "tiny.gguf"
+    shutil.copy(written[0], path)
+    files = GgufFiles(path)
+    assert files.small_file(HEADER_NAME)
+    new = changed_copy(path)
+    write_gguf(path.with_name("other"), build("qwen2"), "qwen2")
+    path.with_name("other").replace(path)
+    checkpoint = GgufCheckpoint(files)
+    assert checkpoint.config["model_type"] == "llama"
+    assert torch.equal(checkpoint.read("lm_head.weight"), written[1]["lm_head.weight"])
+    new.replace(path)
+    with pytest.raises(CheckpointUnavailable, match="changed while it was read"):
+        checkpoint.require_unchanged()
+
+
+@pytest.mark.parametrize("how", ["in place", "removed"])
+def test_a_file_that_changes_under_its_name(how: str, opened: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    time.sleep(0.02)  # the clock of a file system may tick a hundred times a second only
+    if how == "removed":
+        path.unlink()
+    else:
+        times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+        with path.open("r+b") as file:
+            file.seek(-4, os.SEEK_END)
+            file.write(bytes(4))
+        os.utime(path, ns=times)
+    with pytest.raises(CheckpointUnavailable, match=r"tiny\.gguf: changed while it was read"):
+        opened.require_unchanged()
+
+
+def test_a_file_that_is_cut_is_not_read_beyond_its_end(opened: Checkpoint, tmp_path: Path) -> None:
+    """The mapped part of a file that is gone would kill the process."""
+    os.truncate(tmp_path / "tiny.gguf", 4096)
+    with pytest.raises(CheckpointUnavailable, match=r"has 4096 bytes, \d+ when it was opened"):
+        opened.read("lm_head.weight")
+    with pytest.raises(CheckpointUnavailable, match="changed while it was read"):
+        opened.require_unchanged()
+
+
+def test_nothing_is_kept_of_a_file_that_is_replaced(opened: Checkpoint, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    changed_copy(tmp_path / "tiny.gguf").replace(tmp_path / "tiny.gguf")
+    with pytest.raises(CheckpointUnavailable, match="changed while it was read"):
+        compare(opened, model_at(tmp_path / "tiny.gguf").checkpoint, store=store)
+    assert not list(store.directory.glob("??/*.json"))
 
 
 def test_what_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from huggingface_hub import constants, hf_hub_download
 from safetensors.torch import save
 
 from checks.checkpoint import hub_failures
-from checks.checkpoint.hub import HubSource, open_source, read_hub_index
+from checks.checkpoint.hub import HubFiles, HubSource, read_hub_index
 from checks.checkpoint.index import (
     INDEX_NAME,
 )
@@ -27,6 +27,7 @@ def fill_cache(commit: str, *files: str) -> None:
 
 def test_a_cached_snapshot_is_read_without_network(hub: Any, sharded: Path, commit: str) -> None:
     online = read_hub_index(NAME, commit, HASTY)
+    assert isinstance(HubFiles(NAME, commit, HASTY).source(), HubSource)
     fill_cache(commit, *(path.name for path in sharded.iterdir()))
     hub.requests.clear()
     index = read_hub_index(NAME, commit, HASTY)
@@ -34,12 +35,11 @@ def test_a_cached_snapshot_is_read_without_network(hub: Any, sharded: Path, comm
     assert index.directory is not None
     assert (index.origin, index.revision, index.shards) == (NAME, commit, online.shards)
     assert index.tensors == online.tensors
-    source = open_source(index)
+    source = HubFiles(NAME, commit, HASTY).source()
     assert isinstance(source, LocalSource)
     for shard in index.shards.values():
         assert read(source, shard.name, 0, shard.size) == (sharded / shard.name).read_bytes()
     source.close()
-    assert isinstance(open_source(online), HubSource)
 
 
 def test_only_the_blobs_of_the_cache_state_a_published_digest(hub: Any, commit: str, tmp_path: Path) -> None:

@@ -106,7 +106,8 @@ def test_the_verdict_and_every_value_are_those_from_disk(
     disk, served = report(pytester, "disk"), report(pytester, "hub")
     assert without_forward_pass(without_places(served)) == without_forward_pass(without_places(disk))
     assert served["verdict"] == "SUPPORTED"
-    # All checks together ask for a reference once, and for the candidate once with each; its own structure reads its MLPs.
+    # All checks together ask for a reference once, and for the candidate once with each; its own structure reads its
+    # MLPs.
     header = 100_000
     for name, most in (("base", 1.0), ("derived", 1.0), ("independent", 2.6)):
         size = (examples / name / "model.safetensors").stat().st_size

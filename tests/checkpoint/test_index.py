@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save
 
 from checks.checkpoint import hub_failures
-from checks.checkpoint.hub import read_hub_index, read_published_shards
+from checks.checkpoint.hub import HubFiles, read_hub_index
 from checks.checkpoint.index import INDEX_NAME, CheckpointIndex, Shard, equal_shards, may_read_from_mirror
 from tests.checkpoint.loopback_repository import HASTY, Tensors, failure
 
@@ -53,7 +53,7 @@ def test_a_gated_reference_may_be_read_from_a_mirror_with_its_digests(hub: Any) 
     files = dict(hub.repositories["mirror/name"].files) | {"consolidated.safetensors": save(FIRST | SECOND)}
     commit = hub.add("org/gated", files, gated=True)
     failure(hub_failures.RepositoryGated, lambda: read_hub_index("org/gated", commit, HASTY))
-    original = read_published_shards("org/gated", "main", HASTY)
+    original = HubFiles("org/gated", commit, HASTY).published_shards()
     assert (original.origin, original.revision, original.tensors) == ("org/gated", commit, {})
     assert may_read_from_mirror(original, mirror)
 

@@ -3,12 +3,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import random
-import signal
-import subprocess
-import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from checks.evidence import store as store_module
 from checks.evidence.store import NullStore, ResultStore, Store, StoreError
+from tests.kept_results import kept_results
 
 KEY = ("candidate", "reference", "elementwise", "1", "3", "full")
 
@@ -53,7 +47,7 @@ def test_results_come_back_to_the_last_bit(
     assert same(Store(store.directory).measure(tuple(key), refuse), payload)
     assert same(NullStore().measure(tuple(key), lambda: payload), payload)
     assert store.get((*key, "more")) is None
-    assert store.finished(key[:1]) == store.finished() == 1
+    assert kept_results(store.directory) == 1
 
 
 def test_first_and_resumed_run_have_the_same(tmp_path: Path) -> None:
@@ -76,9 +70,9 @@ def test_each_part_of_the_key_counts(tmp_path: Path) -> None:
     assert store.get(("candidate reference", *KEY[2:])) is None
     store.put(KEY, "replaced")
     assert store.get(KEY) == "replaced"
-    assert store.finished() == 7
-    assert store.finished(KEY[:2]) == 5
-    assert store.finished(("nobody",)) == 0
+    assert kept_results(store.directory) == 7
+    assert kept_results(store.directory, "elementwise") == 6
+    assert kept_results(store.directory, "nothing") == 0
 
 
 @pytest.mark.parametrize("size", [0, 1, 30, -10, -2, -1])
@@ -90,10 +84,10 @@ def test_a_truncated_file_is_no_result(tmp_path: Path, size: int) -> None:
     file.write_bytes(whole[:size] if size >= 0 else whole[: len(whole) + size])
     fresh = Store(tmp_path)
     assert fresh.get(KEY) is None
-    assert fresh.finished() == 0
+    assert kept_results(fresh.directory) == 0
     assert fresh.measure(KEY, lambda: {"cosine": 0.5}) == {"cosine": 0.5}
     assert file.read_bytes() == whole
-    assert fresh.finished() == 1
+    assert kept_results(fresh.directory) == 1
 
 
 @pytest.mark.parametrize(
@@ -113,7 +107,7 @@ def test_a_foreign_file_is_no_result(tmp_path: Path, content: bytes) -> None:
     store.put(KEY, 1)
     file_of(store).write_bytes(content)
     assert Store(tmp_path).get(KEY) is None
-    assert Store(tmp_path).finished() == 0
+    assert kept_results(tmp_path) == 0
     store.put(KEY, 2)
     assert store.get(KEY) == 2
 
@@ -130,11 +124,11 @@ def test_a_changed_or_misplaced_result_is_none(tmp_path: Path) -> None:
     fresh = Store(tmp_path)
     assert fresh.get(KEY) is None
     assert fresh.get(other) is None
-    assert fresh.finished() == 0
+    assert kept_results(fresh.directory) == 0
     (tmp_path / "README.txt").write_text("not a result")
     (tmp_path / "ab").mkdir(exist_ok=True)
     (tmp_path / "ab" / "stray.json").write_text(whole)
-    assert fresh.finished() == 0
+    assert kept_results(fresh.directory) == 0
 
 
 def test_a_failing_measurement_keeps_nothing(tmp_path: Path) -> None:
@@ -142,7 +136,7 @@ def test_a_failing_measurement_keeps_nothing(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="measured"):
         store.measure(KEY, refuse)
     assert store.get(KEY) is None
-    assert store.finished() == 0
+    assert kept_results(store.directory) == 0
     assert store.measure(KEY, lambda: 1) == 1
 
 
@@ -159,7 +153,6 @@ def test_wrong_keys_and_payloads(tmp_path: Path, store: Any) -> None:
     with pytest.raises(TypeError):
         results.measure(KEY, lambda: {1, 2})
     assert results.get(KEY) is None
-    assert results.finished() == 0
 
 
 def test_no_store_measures_every_time() -> None:
@@ -223,162 +216,3 @@ def test_a_directory_in_the_place_of_a_result(tmp_path: Path) -> None:
     assert store.get(KEY) is None
     with pytest.raises(StoreError, match="cannot be written"):
         store.put(KEY, 1)
-
-
-# Several workers, and workers that are killed
-
-WORKER = """
-import math, os, sys, time
-from pathlib import Path
-from checks.evidence.store import Store
-
-directory, log, run, order, pause = sys.argv[1:]
-store = Store(Path(directory))
-
-def compute(number):
-    with open(log, "a") as file:
-        file.write(f"{run} {number}\\n")
-    time.sleep(float(pause))
-    return {"values": [math.sin(number + step) for step in range(2000)], "number": number}
-
-for number in map(int, order.split(",")):
-    store.measure(("layer", str(number)), lambda: compute(number))
-"""
-PROJECT = Path(store_module.__file__).parents[2]
-
-
-def worker(directory: Path, log: Path, run: int, order: list[int], pause: float) -> subprocess.Popen[bytes]:
-    arguments = [str(directory), str(log), str(run), ",".join(map(str, order)), str(pause)]
-    return subprocess.Popen([sys.executable, "-c", WORKER, *arguments], cwd=PROJECT)
-
-
-def computed(log: Path) -> list[tuple[int, int]]:
-    """Runs and numbers of what was computed."""
-    if not log.exists():
-        return []
-    pairs = (line.split() for line in log.read_text().splitlines())
-    return [(int(run), int(number)) for run, number in pairs]
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.glob("??/*.json")}
-
-
-def test_two_workers_never_measure_the_same(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    orders = [random.Random(seed).sample(range(30), 30) for seed in range(4)]
-    running = [worker(tmp_path / "store", log, run, order, 0.01) for run, order in enumerate(orders)]
-    assert [one.wait(60) for one in running] == [0] * 4
-    assert sorted(number for _, number in computed(log)) == list(range(30))
-    assert len({run for run, _ in computed(log)}) > 1
-    assert Store(tmp_path / "store").finished(("layer",)) == 30
-
-
-def test_threads_never_measure_the_same(tmp_path: Path) -> None:
-    counted: list[int] = []
-    store = Store(tmp_path)
-
-    def slow() -> int:
-        counted.append(1)
-        time.sleep(0.05)
-        return 7
-
-    with ThreadPoolExecutor(6) as pool:
-        assert list(pool.map(lambda _: store.measure(KEY, slow), range(6))) == [7] * 6
-    assert len(counted) == 1
-
-
-def test_work_on_many_keys_is_done_by_one_at_a_time(tmp_path: Path) -> None:
-    counted: list[str] = []
-
-    def work(_: int) -> None:
-        store = Store(tmp_path)
-        with store.exclusive(("pair", "pass")):
-            for layer in "abc":
-                if store.get(("pair", layer)) is None:
-                    counted.append(layer)
-                    time.sleep(0.01)
-                    store.put(("pair", layer), layer)
-
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(work, range(4)))
-    assert counted == ["a", "b", "c"]
-    assert Store(tmp_path).finished(("pair",)) == 3
-    with NullStore().exclusive(("pair", "pass")), NullStore().exclusive(("pair", "pass")):
-        pass
-
-
-def test_a_killed_worker_loses_nothing_that_was_finished(tmp_path: Path) -> None:
-    log, directory = tmp_path / "log", tmp_path / "store"
-    chance = random.Random(3)
-    order = list(range(25))
-    run = 0
-    while True:
-        before = {number for number in order if Store(directory).get(("layer", str(number))) is not None}
-        running = worker(directory, log, run, order, 0.002)
-        if run < 12:
-            # From the first measurement on, at any point: while computing, writing, or between.
-            while running.poll() is None and not any(one == run for one, _ in computed(log)):
-                time.sleep(0.002)
-            time.sleep(chance.random() * 0.03)
-            running.send_signal(signal.SIGKILL)
-        status = running.wait(60)
-        again = before & {number for one, number in computed(log) if one == run}
-        assert not again
-        if status == 0:
-            break
-        assert status == -signal.SIGKILL
-        run += 1
-    assert run >= 3
-    assert worker(tmp_path / "undisturbed", tmp_path / "other log", 0, order, 0).wait(60) == 0
-    assert contents(directory) == contents(tmp_path / "undisturbed")
-    assert Store(directory).finished() == 25
-    assert not list(directory.glob("??/*.part"))
-
-
-KILL_IN = """
-import os, signal
-done = getattr(os, "{name}")
-def killed(*arguments):
-    {before}
-    done(*arguments)
-    os.kill(os.getpid(), signal.SIGKILL)
-os.{name} = killed
-"""
-
-
-@pytest.mark.parametrize(
-    ("name", "before", "is_kept"),
-    [
-        ("fsync", "os.kill(os.getpid(), signal.SIGKILL)", False),
-        ("fsync", "os.ftruncate(arguments[0], 40)", False),
-        ("replace", "os.kill(os.getpid(), signal.SIGKILL)", False),
-        ("replace", "pass", True),
-    ],
-    ids=["before it is on disk", "half written", "before it is in place", "in place"],
-)
-def test_killed_while_writing(tmp_path: Path, name: str, before: str, is_kept: bool) -> None:
-    log, directory = tmp_path / "log", tmp_path / "store"
-    script = KILL_IN.format(name=name, before=before) + WORKER
-    arguments = [str(directory), str(log), "0", "1,2", "0"]
-    status = subprocess.Popen([sys.executable, "-c", script, *arguments], cwd=PROJECT).wait(30)
-    assert status == -signal.SIGKILL
-    assert Store(directory).finished() == is_kept
-    assert worker(directory, log, 1, [1, 2], 0).wait(30) == 0
-    assert computed(log) == [(0, 1), *([] if is_kept else [(1, 1)]), (1, 2)]
-    assert not list(directory.glob("??/*.part"))
-
-
-def test_whoever_waits_for_a_killed_worker_goes_on(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    stuck = worker(tmp_path / "store", log, 0, [1], 600)
-    while not computed(log):
-        time.sleep(0.01)
-    waiting = worker(tmp_path / "store", log, 1, [1], 0)
-    with pytest.raises(subprocess.TimeoutExpired):
-        waiting.wait(0.5)
-    stuck.kill()
-    assert waiting.wait(30) == 0
-    stuck.wait(30)
-    assert computed(log) == [(0, 1), (1, 1)]
-    assert Store(tmp_path / "store").get(("layer", "1"))["number"] == 1

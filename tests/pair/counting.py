@@ -104,5 +104,7 @@ class Store:
         self.files[key] = json.dumps(payload, allow_nan=False)
 
     def exclusive(self, key: tuple[str, ...]) -> AbstractContextManager[None]:
-        assert key[2] == "pass"
         return nullcontext()
+
+    def claimed(self, key: tuple[str, ...]) -> AbstractContextManager[bool]:
+        return nullcontext(True)

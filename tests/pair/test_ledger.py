@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import json
-from contextlib import AbstractContextManager, nullcontext
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from checks.checkpoint.errors import CheckpointUnavailable
+from checks.evidence.store import Store as StoreOnDisk
 from checks.pair.ledger import Item, Ledger, on_device
 
 KEY = ("candidate", "reference", "statistic", "1")
@@ -28,8 +32,13 @@ class Store:
     def exclusive(self, key: tuple[str, ...]) -> AbstractContextManager[None]:
         return nullcontext()
 
+    def claimed(self, key: tuple[str, ...]) -> AbstractContextManager[bool]:
+        return nullcontext(True)
 
-def ledger(store: Store | None, key: tuple[str, str, str, str] = KEY, layers: Any = LAYERS) -> Ledger[float]:
+
+def ledger(
+    store: Store | StoreOnDisk | None, key: tuple[str, str, str, str] = KEY, layers: Any = LAYERS
+) -> Ledger[float]:
     return Ledger(store, key, layers, float.hex, lambda item, stored: float.fromhex(stored))
 
 
@@ -109,3 +118,74 @@ def test_another_way_of_reading_has_values_of_its_own() -> None:
             store, KEY, {"0": [("a", "x")]}, float.hex, lambda _, stored: float.fromhex(stored), reading=reading
         )
         assert again.values == found
+
+
+# Workers that want the same values
+
+
+def everything(one: Ledger[float], value: float) -> None:
+    for item in sorted(one.missing):
+        one.add(item, value)
+
+
+def rest(one: Ledger[float]) -> set[Item]:
+    """Waits, and measures what is missing then."""
+    with one.rest():
+        missing = one.missing
+        everything(one, 0.75)
+    return missing
+
+
+def test_what_another_worker_is_at_is_left_to_it_and_waited_for(tmp_path: Path) -> None:
+    store = StoreOnDisk(tmp_path)
+    first, second = ledger(store), ledger(store)
+    with ThreadPoolExecutor(1) as pool, first.claimed():
+        with second.claimed():
+            assert second.missing == set()
+            assert len(first.missing) == 3
+        waiting = pool.submit(rest, second)
+        everything(first, 0.25)
+        time.sleep(0.2)
+        assert not waiting.done()
+    assert waiting.result() == set()
+    assert second.values == first.values == dict.fromkeys(first.values, 0.25)
+    assert len(second.values) == 3
+
+
+def test_what_the_other_worker_did_not_get_done_is_measured_after_it(tmp_path: Path) -> None:
+    store = StoreOnDisk(tmp_path)
+    first, second = ledger(store), ledger(store)
+    with suppress(CheckpointUnavailable), first.claimed(), second.claimed():
+        first.add(("c", "z"), 0.25)
+        first.add(("a", "x"), 0.25)  # its layer is not complete
+        raise CheckpointUnavailable("the hub is down")
+    assert rest(second) == {("a", "x"), ("b", "y")}
+    assert second.values == {("a", "x"): 0.75, ("b", "y"): 0.75, ("c", "z"): 0.25}
+    assert not ledger(store).missing
+
+
+def test_what_was_measured_since_it_was_looked_up_is_not_measured_again(tmp_path: Path) -> None:
+    store = StoreOnDisk(tmp_path)
+    late = ledger(store)
+    everything(ledger(store), 0.25)
+    with late.claimed():
+        assert late.missing == set()
+    assert late.values == dict.fromkeys(late.values, 0.25)
+
+
+def test_workers_that_want_other_values_do_not_wait(tmp_path: Path) -> None:
+    store = StoreOnDisk(tmp_path)
+    others = [ledger(store, (*KEY[:place], "other", *KEY[place + 1 :])) for place in range(4)]  # type: ignore[arg-type]
+    with ledger(store).claimed():
+        for other in others:
+            with other.claimed():
+                assert len(other.missing) == 3
+
+
+def test_without_a_store_nobody_waits() -> None:
+    one, other = ledger(None), ledger(None)
+    with one.claimed(), other.claimed():
+        assert len(other.missing) == len(one.missing) == 3
+        with one.rest():
+            everything(one, 0.25)
+    assert rest(one) == set()

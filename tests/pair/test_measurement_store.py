@@ -21,6 +21,7 @@ from checks.pair.comparison import compare
 from checks.pair.fingerprints import Fingerprint, picked_fingerprint
 from checks.pair.measurement import identities_of
 from checks.streaming import job
+from tests.kept_results import kept_results
 from tests.pair.counting import Killed, Store, opened, plain
 
 Tensors = dict[str, torch.Tensor]
@@ -97,7 +98,7 @@ def test_a_process_that_was_killed_leaves_finished_layers_and_no_lock(examples: 
     done = subprocess.run(command, cwd=examples.parents[1], check=False, timeout=100)
     assert done.returncode == -signal.SIGKILL
     store = StoreOnDisk(tmp_path / "store")
-    assert store.finished() == 6
+    assert kept_results(store.directory) == 6
     (ours, our_source), (theirs, _) = map(opened, paths)
     resumed = compare(ours, theirs, with_neurons=True, store=store)
     assert plain(resumed) == plain(compare(*map(Checkpoint, paths), with_neurons=True))
