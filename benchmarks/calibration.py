@@ -1,7 +1,7 @@
 """Are the p-values of the exact tests uniform where nothing was inherited?
 
     python -m tests.zoo.build --output ZOO                       # once
-    python benchmarks/calibration.py ZOO [--draws 300] [--pairs 200] [--seed 0] [--save]
+    python benchmarks/calibration.py ZOO [--only mixtral …] [--draws 300] [--pairs 200] [--seed 0] [--save]
 
 Two kinds of draws that are independent of each other, as a Kolmogorov-Smirnov test asks:
 
@@ -12,10 +12,12 @@ trained      pairs of small models, each of its own random weights, all trained 
 
 The unit test (independence.units), the channel test (independence.channels) and the test of nameless tensors
 (independence.tensors) are made of each. The last one takes the smaller z of rows and columns, so that its p may be too
-large, and never too small: that is tested one-sided; of the axis that was renumbered two-sided. Pairs of independent
-models of the zoo share models with each other: they are listed, and not tested for uniformity.
+large, and never too small: that is tested one-sided; of the axis that was renumbered two-sided. One-sided as well are
+the joint tests of mixtures: the experts of a layer count as one observation there. Pairs of independent models of the
+zoo share models with each other: they are listed, and not tested for uniformity.
 
-Prints a table in Markdown; `--save` writes benchmarks/results/calibration.md, .json (with every z) and .png.
+Prints a table in Markdown; `--save` writes benchmarks/results/calibration.md, .json (with every z) and .png. `--only`:
+the renumbered models of these names, without the trained pairs; saved beside what an earlier run found of the others.
 """
 
 from __future__ import annotations
@@ -41,26 +43,25 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 from changed_checkpoint import ChangedCheckpoint  # noqa: E402
 from stream import machine  # noqa: E402
 
-# The tokenizers.py of this folder would hide the library of that name.
-sys.path[:] = [one for one in sys.path if one != str(HERE)]
-
 from checks.checkpoint.canonical import CanonicalModel  # noqa: E402
 from checks.checkpoint.checkpoint import Checkpoint  # noqa: E402
 from checks.pair.channel_views import channel_tests  # noqa: E402
+from checks.pair.neurons import NeuronGroup, joint_tests  # noqa: E402
 from checks.statistics.ordinary import ordinary_reason  # noqa: E402
 from checks.statistics.shape_pairing import ShapeSample, pair_by_shape, shape_sample  # noqa: E402
-from checks.statistics.units import combine, unit_permutation_test  # noqa: E402
+from checks.statistics.units import unit_permutation_test  # noqa: E402
 from tests.zoo import derive, symmetry  # noqa: E402
 from tests.zoo.ancestry import Training  # noqa: E402
 from tests.zoo.weights import Mlp, Weights, read_weights, write_weights  # noqa: E402
 
 RESULTS = HERE / "results" / "calibration"
 UNITS, GATES, ONE_MLP = "units, all MLPs", "units, gates of all MLPs", "units, each MLP"
+EXPERTS, EXPERT_GATES = "units, all layers of experts", "units, gates of all layers of experts"
 CHANNELS = "channels, whole model"
 AXES = ("tensors, channels of one pair", "tensors, neurons of one pair")
 ONE_PAIR, STRONGEST = "tensors, one pair", "tensors, strongest pair, corrected"
 # The p of these may be larger than uniform.
-AT_LEAST_UNIFORM = (ONE_PAIR, STRONGEST)
+AT_LEAST_UNIFORM = (EXPERTS, EXPERT_GATES, ONE_PAIR, STRONGEST)
 # Renumbered model and its reference.
 SOURCES = (("llama", "llama"), ("llama_distilled", "llama"), ("qwen", "qwen"), ("mixtral", "mixtral"))
 INDEPENDENT = ("llama", "llama_other_seed", "llama_other_data", "llama_distilled")
@@ -125,15 +126,17 @@ class Draws:
 
     def add_units(self, ours: Weights, theirs: Weights) -> None:
         """The unit test as independence.units makes it: every MLP, all of them together, and the gates alone."""
-        places = zip(ours.mlps(), theirs.mlps(), strict=True)
-        views = [(_views(ours, one), _views(theirs, other)) for one, other in places]
-        tests = [unit_permutation_test(*both) for both in views]
-        gates = combine(unit_permutation_test(a[-1:], b[-1:]) for a, b in views)
-        together = combine(tests)
-        self.add(UNITS, together and together.z)
-        self.add(GATES, gates and gates.z)
-        for test in tests:
-            self.add(ONE_MLP, test.z)
+        groups = []
+        for number, (one, other) in enumerate(zip(ours.mlps(), theirs.mlps(), strict=True)):
+            a, b = _views(ours, one), _views(theirs, other)
+            expert = number if ".experts." in one.up else None
+            tests = unit_permutation_test(a, b), unit_permutation_test(a[-1:], b[-1:])
+            groups.append(NeuronGroup(one.up, one.layer, "", expert, 0, *tests))
+            self.add(ONE_MLP, tests[0].z)
+        is_mixture = any(group.expert is not None for group in groups)
+        together, gates = joint_tests(groups)
+        self.add(EXPERTS if is_mixture else UNITS, together.z)
+        self.add(EXPERT_GATES if is_mixture else GATES, gates.z)
 
     def add_channels(self, ours: CanonicalModel, theirs: CanonicalModel, vocabulary: int) -> None:
         """The channel test; all tokens are shared."""
@@ -296,12 +299,27 @@ def plot(series: Sequence[Series], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def all_draws(zoo: Path, draws: int, pairs: int, seed: int, directory: Path) -> Iterator[tuple[Draws, list[float]]]:
+def all_draws(
+    zoo: Path, draws: int, pairs: int, seed: int, directory: Path, only: Sequence[str] | None
+) -> Iterator[tuple[Draws, list[float]]]:
     """One kind of draws after the other; of the trained ones their losses."""
     for name, reference in SOURCES:
-        yield renumbered(zoo, name, reference, draws, seed), []
-    if pairs:
+        if only is None or name in only:
+            yield renumbered(zoo, name, reference, draws, seed), []
+    if pairs and only is None:
         yield trained(pairs, seed, directory)
+
+
+def with_earlier(series: Sequence[Series], known: Sequence[dict[str, Any]]) -> list[Series]:
+    """Series of this run with the saved ones of other draws, in their order."""
+    fresh = dict.fromkeys(one.draws_of for one in series)
+    earlier = [Series(row["test"], row["draws_of"]) for row in known if row["draws_of"] not in fresh]
+    for one, row in zip(earlier, (row for row in known if row["draws_of"] not in fresh), strict=True):
+        one.p += row["p"]
+        for z in row["z"]:
+            one.add(z)
+    order = list(dict.fromkeys([*(row["draws_of"] for row in known), *fresh]))
+    return sorted([*earlier, *series], key=lambda one: order.index(one.draws_of))
 
 
 def main() -> None:
@@ -312,6 +330,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("zoo", type=Path)
+    parser.add_argument("--only", nargs="+", choices=[name for name, _ in SOURCES])
     parser.add_argument("--draws", type=int, default=300, help="of every renumbered model")
     parser.add_argument("--pairs", type=int, default=200, help="of small models that are trained for it")
     parser.add_argument("--seed", type=int, default=0)
@@ -320,18 +339,24 @@ def main() -> None:
     prepare()
     torch.use_deterministic_algorithms(False)
     started = time.process_time()
+    known = {}
+    if arguments.only and RESULTS.with_suffix(".json").is_file():
+        known = json.loads(RESULTS.with_suffix(".json").read_text(encoding="utf-8"))
     series: list[Series] = []
-    losses: list[float] = []
+    losses: list[float] = known.get("small_models", {}).get("loss", [])
     with tempfile.TemporaryDirectory() as directory:
         for found, of_training in all_draws(
-            arguments.zoo, arguments.draws, arguments.pairs, arguments.seed, Path(directory)
+            arguments.zoo, arguments.draws, arguments.pairs, arguments.seed, Path(directory), arguments.only
         ):
             series += found.series.values()
             losses = of_training or losses
             print(f"{found.draws_of}: {time.process_time() - started:.0f} CPU-seconds", file=sys.stderr)
-        pairs = zoo_pairs(arguments.zoo)
-    seconds = round(time.process_time() - started)
-    rows = [one.row() for one in series]
+        pairs = known.get("independent_models_of_the_zoo") or zoo_pairs(arguments.zoo)
+    seconds = round(time.process_time() - started) + known.get("cpu_seconds", 0)
+    fresh = dict.fromkeys(one.draws_of for one in series)
+    series = with_earlier(series, known.get("series", []))
+    stated = {(row["test"], row["draws_of"]): row for row in known.get("series", []) if row["draws_of"] not in fresh}
+    rows = [stated.get((one.test, one.draws_of)) or one.row() for one in series]
     smallest = min(row["ks_p"] for row in rows)
     notes = [
         f"{len(rows)} series, smallest p of a KS test {smallest:.2g} (expected of so many about {1 / len(rows):.2g}); "

@@ -1,11 +1,11 @@
 """Does one layer of a 519B mixture of experts fit into 24 GiB, and how long do its experts take?
 
-    python benchmarks/large_layer.py [--experts 192] [--stage STAGE …] [--tests 2] [--save]
+    python benchmarks/large_layer.py [--experts 192] [--noise 0.2] [--stage STAGE …] [--tests 2] [--save]
 
 Two checkpoints with one layer of A.X-K1's shapes in bf16 (17 GB a side with 192 experts of 7168 x 2048) that need no
 disk: their bytes are cut out of one random block whose spread changes along it, a place of its own for every tensor;
-the reference's block has noise of 0.2 of that spread on it, and its experts have other numbers. Every stage runs in a
-process of its own:
+the reference's block has noise of `--noise` times that spread on it, and its experts have other numbers. Every stage
+runs in a process of its own:
 
 pairing    16 experts of the candidate look among all experts of the reference for their counterpart (pair_mlps)
 anchored   the same, and independence.anchored on the pairs
@@ -13,7 +13,7 @@ units      the exact permutation test of `--tests` MLPs, as independence.units m
 pass       hashes, cosines and unit tests of the first `--tests` experts alone, in one pass over both sides
 
 Prints JSON: wall and CPU seconds, bytes read, the peak of resident memory; `--save` writes it to
-benchmarks/results/large_layer.json, beside the stages that an earlier run saved. Reading is a copy in memory here: a
+benchmarks/results/large-layer.json, beside the stages that an earlier run saved. Reading is a copy in memory here: a
 disk's own time comes on top.
 """
 
@@ -39,14 +39,11 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from stream import machine  # noqa: E402
 
-# The tokenizers.py of this folder would hide the library of that name.
-sys.path[:] = [one for one in sys.path if one != str(HERE)]
-
 from checks.checkpoint.canonical import CanonicalModel  # noqa: E402
 from checks.checkpoint.checkpoint import Checkpoint  # noqa: E402
 from checks.checkpoint.index import CheckpointIndex, Shard, TensorInfo  # noqa: E402
 
-RESULT = HERE / "results" / "large_layer.json"
+RESULT = HERE / "results" / "large-layer.json"
 WIDTH, UNITS, EXPERTS = 7168, 2048, 192
 CONFIG = {
     "model_type": "axk1",
@@ -149,14 +146,14 @@ class SyntheticFiles:
             self.bytes_read += done
 
 
-def checkpoints(experts: int) -> tuple[Checkpoint, Checkpoint]:
+def checkpoints(experts: int, noise: float) -> tuple[Checkpoint, Checkpoint]:
     """Candidate and reference."""
     generator = torch.Generator().manual_seed(0)
     blocks = torch.empty(2, BLOCK // PATCH, PATCH, dtype=torch.bfloat16)
     for number in range(BLOCK // PATCH):
         size = 0.02 * torch.exp(SPREAD * torch.randn((), generator=generator))
-        one, noise = size * torch.randn(2, PATCH, generator=generator)
-        blocks[0, number], blocks[1, number] = one, one + NOISE * noise
+        one, added = size * torch.randn(2, PATCH, generator=generator)
+        blocks[0, number], blocks[1, number] = one, one + noise * added
     ours = SyntheticFiles(experts, blocks[0].flatten(), lambda name: name)
     theirs = SyntheticFiles(experts, blocks[1].flatten(), lambda name: renumbered(name, experts))
     return Checkpoint(ours), Checkpoint(theirs)
@@ -209,15 +206,16 @@ def whole_pass(candidate: Checkpoint, reference: Checkpoint, tests: int) -> dict
 STAGES = {"pairing": pairing, "anchored": anchored, "units": units, "pass": whole_pass}
 
 
-def measure(stage: str, experts: int, tests: int) -> dict[str, Any]:
+def measure(stage: str, experts: int, noise: float, tests: int) -> dict[str, Any]:
     """One stage, in this process."""
-    sides = checkpoints(tests if stage == "pass" else experts)
+    sides = checkpoints(tests if stage == "pass" else experts, noise)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     wall, cpu = time.perf_counter(), time.process_time()
     found = STAGES[stage](*sides, tests)
     read = [side.files.bytes_read for side in sides]  # type: ignore[attr-defined]
     return {
         "stage": stage,
+        "noise": noise,
         **found,
         "wall_seconds": round(time.perf_counter() - wall, 1),
         "cpu_seconds": round(time.process_time() - cpu, 1),
@@ -233,24 +231,26 @@ def main() -> None:
     """Run the stages, each in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experts", type=int, default=EXPERTS)
+    parser.add_argument("--noise", type=float, default=NOISE, help="of the reference, in spreads of the weights")
     parser.add_argument("--stage", nargs="+", choices=list(STAGES), default=list(STAGES))
     parser.add_argument("--tests", type=int, default=2, help="MLPs of the stages units and pass")
     parser.add_argument("--save", action="store_true")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        print(json.dumps(measure(arguments.stage[0], arguments.experts, arguments.tests)))
+        print(json.dumps(measure(arguments.stage[0], arguments.experts, arguments.noise, arguments.tests)))
         return
     rows = []
     for stage in arguments.stage:
         command = [sys.executable, __file__, "--child", "--stage", stage, "--experts", str(arguments.experts)]
-        finished = subprocess.run([*command, "--tests", str(arguments.tests)], stdout=subprocess.PIPE, check=True)
+        command += ["--noise", str(arguments.noise), "--tests", str(arguments.tests)]
+        finished = subprocess.run(command, stdout=subprocess.PIPE, check=True)
         rows.append(json.loads(finished.stdout))
         print(json.dumps(rows[-1]), flush=True)
     if arguments.save:
-        fresh = {row["stage"] for row in rows}
-        known = json.loads(RESULT.read_text(encoding="utf-8"))["stages"] if RESULT.is_file() else []
-        rows = [row for row in known if row["stage"] not in fresh] + rows
+        fresh = {(row["stage"], row["noise"]) for row in rows}
+        known = json.loads(RESULT.read_text(encoding="utf-8")).get("stages", []) if RESULT.is_file() else []
+        rows = [row for row in known if (row["stage"], row["noise"]) not in fresh] + rows
         document = {"machine": machine(), "shapes": {"width": WIDTH, "units": UNITS}, "stages": rows}
         RESULT.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 

@@ -33,9 +33,6 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from stream import machine  # noqa: E402
 
-# The tokenizers.py of this folder would hide the library of that name.
-sys.path[:] = [one for one in sys.path if one != str(HERE)]
-
 from checks.catalog.architecture import from_config  # noqa: E402
 from checks.checkpoint.model import Model  # noqa: E402
 from checks.claim.discovery import discovered_checks  # noqa: E402

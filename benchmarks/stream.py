@@ -12,6 +12,8 @@ and its peak resident memory.
   pieces that stay in the cache
 - raw: both files read by O_DIRECT, in that of several sizes and depths which is fastest in the median; cold:
   `stream_pair` without hashes; both with the page cache emptied of the files
+- sketches: the same pass with the sketches of all tensors, as a claim with every check makes it; battery: that, and the
+  neurons of the MLPs and everything that other checks want of the layers
 - error: cosines of every tensor against float64; whether counts and maxima are equal to it
 
 Prints JSON. `--save` also writes it to benchmarks/results/stream-<cpu>.json.
@@ -49,6 +51,7 @@ CONFIG = {
     "tie_word_embeddings": True,
     "dtype": "bfloat16",
 }
+BATTERY_LAYERS = 12  # the battery takes minutes for more, on two cores
 RAW_READS = ((1, 2), (1, 4), (4, 2), (4, 8))  # MiB of a request, requests in flight
 
 Work = Callable[[], dict[str, Any]]
@@ -86,6 +89,29 @@ def prepare_pass(directory: str, hashing: str) -> Work:
         results = list(stream_pair(candidate, reference, sources, pairs, hashing=hashing == "hashing"))
         cosines = [result.sums.cosine for result in results if result.sums]
         return {"tensors": len(results), "mean_cosine": statistics.fmean(cosines)}
+
+    return work
+
+
+def prepare_battery(directory: str, checks: str) -> Work:
+    """The pass as claims make it. `checks`: of those only that take from it ("sketches"), or all ("battery")."""
+    from checks.checkpoint.model import Model
+    from checks.claim.model import ModelSource
+    from checks.pair.asked import layer_visitors_for
+    from checks.pair.layer_visits import WANTED_BY
+    from checks.pair.pair import Pair
+
+    prepare_kernel("1")()
+    takes_all = checks == "battery"
+
+    def work() -> dict[str, Any]:
+        models = [Model(ModelSource(side, path=str(Path(directory) / side)), None, ("",)) for side in SIDES]
+        visitors = layer_visitors_for(WANTED_BY if takes_all else ())
+        pair = Pair(*models, tests_neurons=takes_all, takes_fingerprints=True, layer_visitors=visitors)
+        for measure in sorted({one for those in WANTED_BY.values() for one in those}, key=str) if takes_all else ():
+            pair.once(measure)
+        found = pair.comparison()
+        return {"tensors": len(found.compared), "mean_cosine": statistics.fmean(one.cosine for one in found.compared)}
 
     return work
 
@@ -190,6 +216,7 @@ def prepare_error(directory: str) -> Work:
 PREPARE: dict[str, Callable[..., Work]] = {
     "seed": prepare_seed,
     "pass": prepare_pass,
+    "battery": prepare_battery,
     "hash": prepare_hash,
     "kernel": prepare_kernel,
     "raw": prepare_raw,
@@ -308,11 +335,12 @@ def measure_pair(directory: Path, layers: int, repeat: int) -> dict[str, Any]:
     """All ways over one pair, in turns."""
     size = make_pair(directory, layers)
     found: dict[str, Any] = {"layers": layers, "bytes_of_one_file": size, "error": outcome(start("error", directory))}
-    warm: dict[str, list[dict[str, Any]]] = {"pass": [], "bound": [], "seed": []}
+    warm: dict[str, list[dict[str, Any]]] = {"pass": [], "sketches": [], "bound": [], "seed": []}
     for turn in range(repeat):
         for file in files_of(directory):
             outcome(start("hash", file))  # brings it back to the page cache
         warm["pass"].append(outcome(start("pass", directory, "hashing")))
+        warm["sketches"].append(outcome(start("battery", directory, "sketches")))
         warm["bound"].append(measure_bound(directory, size // 2))
         if turn < 3:
             warm["seed"].append(outcome(start("seed", directory)))
@@ -325,7 +353,8 @@ def measure_pair(directory: Path, layers: int, repeat: int) -> dict[str, Any]:
         empty_cache(directory)
         cold.append(outcome(start("pass", directory, "plain")))
     best = min(raw, key=lambda how: statistics.median(read["wall_s"] for read in raw[how]))
-    return {**found, **warm, "cold": cold, "raw": raw[best], "raw_mib_and_depth": best}
+    battery = [outcome(start("battery", directory, "battery"))] if layers <= BATTERY_LAYERS else []
+    return {**found, **warm, "battery": battery, "cold": cold, "raw": raw[best], "raw_mib_and_depth": best}
 
 
 def ratios(over: list[dict[str, Any]], under: list[dict[str, Any]], key: str) -> dict[str, Any]:
@@ -344,6 +373,15 @@ def summarise(pair: dict[str, Any]) -> dict[str, Any]:
         "pass_memory_mib": round(max(each["memory_mib"] for each in pair["pass"]), 1),
         "pass_wall_over_bound_wall": ratios(pair["pass"], pair["bound"], "wall_s"),
         "pass_cpu_over_bound_cpu": ratios(pair["pass"], pair["bound"], "cpu_s"),
+        "pass_with_sketches": {
+            "seed_wall_over_pass_wall": ratios(pair["seed"], pair["sketches"], "wall_s"),
+            "seed_memory_over_pass_memory": ratios(pair["seed"], pair["sketches"], "memory_mib"),
+            "memory_mib": round(max(each["memory_mib"] for each in pair["sketches"]), 1),
+            "wall_over_bound_wall": ratios(pair["sketches"], pair["bound"], "wall_s"),
+        },
+        "battery": [
+            {key: round(each[key], 1) for key in ("wall_s", "cpu_s", "memory_mib")} for each in pair["battery"]
+        ],
         "cold_wall_over_raw_wall": ratios(pair["cold"], pair["raw"], "wall_s"),
         "error": {key: pair["error"][key] for key in ("cosine", "centred_cosine", "counts_and_maxima_exact")},
     }

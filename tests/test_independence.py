@@ -267,7 +267,9 @@ def test_score_of_trained_mlps_is_standard_normal_over_permutations(examples: Pa
             gate, up, down = (tensors[f"model.layers.{layer}.mlp.{kind}.weight"].double() for kind in MLP_KINDS)
             views.append([gate, up, down.T])
         test = unit_permutation_test(*views)
-        whole = [torch.cat([torch.nn.functional.normalize(view, dim=1) for view in side], 1) for side in views]
+        rows = torch.nn.functional.normalize
+        scaled = [[rows(view, dim=1) for view in side] for side in views]
+        whole = [torch.cat([rows(view - view.mean(0), dim=1) for view in side], 1) for side in scaled]
         a, b = (matrix - matrix.mean(0) for matrix in whole)
         products = a @ b.T
         assert test.scale is not None

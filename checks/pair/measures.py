@@ -225,7 +225,7 @@ def spectra(pair: Pair) -> SpectrumComparison:
     return compare_layer_spectra((ours, pair.candidate.checkpoint.config), (theirs, pair.reference.checkpoint.config))
 
 
-@kept("2", depends_on=initial_weights)
+@kept("3", depends_on=initial_weights)
 def origin(pair: Pair) -> Origin:
     """Initial weights beside both models. Raises CheckpointUnavailable."""
     from checks.pair.origin import origin as compare_origin

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 from checks.checkpoint.canonical import MlpPlace
@@ -111,16 +112,18 @@ def _pairs_of_layer(a: MlpSamples, b: MlpSamples, one: int, other: int, count: i
     from checks.statistics.layer_map import expert_pairs
 
     ours, theirs = a.some(one, EXPERTS), b.places[other]
-    ours = tuple(place for place in ours if a.neurons(place).count)
-    theirs = tuple(place for place in theirs if b.neurons(place).count)
-    if not ours or not theirs:
+    # Count and summary one MLP after the other: more than a few are not kept, and would be read twice.
+    summaries = [
+        {place: side.summary(place).cpu() for place in places if side.neurons(place).count}
+        for side, places in ((a, ours), (b, theirs))
+    ]
+    if not all(summaries):
         return [], 0
+    ours, theirs = (tuple(one) for one in summaries)
     if len(ours) == len(theirs) == 1:
         return [(ours[0], theirs[0])], 0
-    summaries = [
-        torch.stack([side.summary(place) for place in places]).cpu() for side, places in ((a, ours), (b, theirs))
-    ]
-    pairs, compared = expert_pairs(summaries[0], summaries[1], count)
+    features = [torch.stack(list(one.values())) for one in summaries]
+    pairs, compared = expert_pairs(features[0], features[1], count)
     return [(ours[pair.candidate], theirs[pair.reference]) for pair in pairs], compared
 
 
@@ -155,13 +158,12 @@ def _copies(samples: MlpSamples, places: list[MlpPlace]) -> tuple[tuple[int, int
 
     by_layer = {place.layer: place for place in places}
     found = []
-    for one in sorted(by_layer):
-        for other in sorted(by_layer):
-            x, y = samples.neurons(by_layer[one]), samples.neurons(by_layer[other])
-            if one >= other or len(x.others) != len(y.others):
-                continue
-            rows = slice(0, COPY_ROWS)
-            first, second = x.fixed[rows] @ y.fixed.T, x.others[0][rows] @ y.others[0].T
-            if nearest_agreement(first, second) > COPIED:
-                found.append((one, other))
+    for one, other in combinations(sorted(by_layer), 2):
+        x, y = samples.neurons(by_layer[one]), samples.neurons(by_layer[other])
+        if len(x.others) != len(y.others):
+            continue
+        rows = slice(0, COPY_ROWS)
+        first, second = x.fixed[rows] @ y.fixed.T, x.others[0][rows] @ y.others[0].T
+        if nearest_agreement(first, second) > COPIED:
+            found.append((one, other))
     return tuple(found)

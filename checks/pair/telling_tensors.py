@@ -18,7 +18,9 @@ def why_undecided(entry: TensorEntry) -> str | None:
     Matrices of a known role do, whose rows and columns have no meaning by their number. Of others both axes must be at
     least 32 long, split wherever that makes the shorter one longest (axes of length 1 left out): a state matrix A_log
     [d, 16] starts as the logarithms of 1 to 16 in every row, a table of relative positions [169, 12] falls with the
-    distance, and both stay alike in models that were trained apart. So do vectors such as the decays of RWKV.
+    distance, and both stay alike in models that were trained apart. So do vectors such as the decays of RWKV. Larger
+    tables of this kind (A_log [d, 64]) are told from learned ones by their content, whatever they are called: see
+    `checks.statistics.common_sequence`; they are listed as ordinary and not compared.
     """
     shape = [size for size in entry.shape if size != 1]
     if len(shape) < 2:

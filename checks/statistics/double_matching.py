@@ -104,10 +104,15 @@ def centred_unit_rows(rows: Tensor) -> Tensor:
 
 
 def unit_rows(rows: Tensor) -> Tensor:
-    """Rows scaled to norm 1; a row of zeros stays zero, and so does one that is zero up to rounding of its matrix."""
+    """Rows scaled to norm 1; a row of zeros stays zero, and so does one that is zero up to rounding of its matrix.
+
+    A row that holds NaN or infinity holds NaN, and changes no other; one whose norm overflows becomes zero.
+    """
     norms = rows.norm(dim=1, keepdim=True)
-    smallest = torch.finfo(rows.dtype).eps * (norms.amax() if norms.numel() else 0)
-    return torch.where(norms > smallest, rows / norms, 0.0)
+    finite = torch.where(norms.isfinite(), norms, 0.0)
+    smallest = torch.finfo(rows.dtype).eps * (finite.amax() if norms.numel() else 0)
+    # A single division, by infinity where there is nothing to scale: the rows of an MLP are large.
+    return rows / torch.where(norms > smallest, norms, torch.inf)
 
 
 def spearman(one: Tensor, other: Tensor) -> float:

@@ -109,18 +109,38 @@ def signature(neurons: Neurons) -> Tensor:
 def summary(neurons: Neurons) -> Tensor:
     """Features [f] of an MLP as a whole, to find the nearest of many experts at the cost of reading them: O(h·d).
 
-    Quantiles over its neurons of the cosines between a neuron's own views and of the logarithms of its norms.
+    Of each neuron: the cosines between its own views, the logarithms of its norms less their median (training on moves
+    all norms of a model alike, further than its experts lie apart), and the cosines of its views with three directions
+    of its MLP: the mean of the fixed views, and of each other view weighted by its cosine with the fixed one, so that
+    no free sign counts. The features are five quantiles of each over the neurons (of many the largest 1024, so that
+    both sides ask the same), and the correlations of each with each, which tell more experts apart than quantiles do.
+
+    Measured on 64 experts of random weights (256 units, 448 wide) and copies with noise of 0.3 of their spread, two
+    draws, all neurons or the larger half: 254 of 256 find each other, by 25 quantiles of the cosines and norms alone
+    113. Fine-tuned, 4-bit and renumbered MLPs of the lineage zoo all find theirs among 24 of independent models.
     Raises ValueError for an MLP without neurons.
     """
     if neurons.count == 0:
         raise ValueError("an MLP without neurons has no summary")
-    fixed, others = neurons.fixed, neurons.others
-    values = [(fixed * other).sum(1) for other in others]
-    values = [cosine.abs() if neurons.sign_free else cosine for cosine in values]
-    values += [(first * second).sum(1) for first, second in pairwise(others)]
-    values += [neurons.log_sizes, neurons.log_gates]
-    at = torch.linspace(0.02, 0.98, 25, device=fixed.device)
-    return torch.cat([torch.quantile(value, at) for value in values])
+    asked = neurons.log_sizes.argsort(descending=True, stable=True)[:POPULATION]
+    fixed, others = neurons.fixed[asked], [other[asked] for other in neurons.others]
+    own = [(fixed * other).sum(1) for other in others]
+    directions = [
+        fixed.mean(0),
+        *((cosine[:, None] * other).mean(0) for cosine, other in zip(own, others, strict=True)),
+    ]
+    basis = torch.stack([direction / direction.norm().clamp_min(1e-30) for direction in directions], 1)
+    # Negating a neuron's other views together negates this sign and each of their projections.
+    sign = own[0].sign()[:, None] if neurons.sign_free else 1.0
+    columns = [cosine.abs() if neurons.sign_free else cosine for cosine in own]
+    columns += [(first * second).sum(1) for first, second in pairwise(others)]
+    columns += [sizes[asked] - sizes[asked].median() for sizes in (neurons.log_sizes, neurons.log_gates)]
+    values = torch.cat([torch.stack(columns, 1), fixed @ basis, *(sign * (other @ basis) for other in others)], 1)
+    at = torch.linspace(0.1, 0.9, 5, device=fixed.device)
+    scaled = _standardised(values)
+    above = torch.triu_indices(values.shape[1], values.shape[1], 1, device=fixed.device)
+    correlations = (scaled.T @ scaled / scaled.shape[0])[above[0], above[1]]
+    return torch.cat([torch.quantile(values, at, dim=0).T.flatten(), correlations])
 
 
 def block_similarity(a: Tensor, b: Tensor, rows: int = SAMPLED_ROWS) -> Tensor:

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from checks.statistics.common_sequence import may_repeat_a_sequence, repeats_a_smooth_sequence
+
 # Least information, in bits, that can tell two models apart.
 MINIMUM_BITS = 64.0
 # Share of zeros from which a non-negative tensor is a filter bank or a one-hot table.
@@ -42,12 +44,14 @@ def ordinary_reason(tensor: Tensor) -> str | None:
       Hann windows). c and k are the least-squares fit. Two conditions: in every line the residual is within what
       rounding to the dtype and a float32 angle leave; in all lines together its rms is at most 0.1 of the rms of the
       centred left side (so that a norm vector near 1, whose whole spread is a few roundings, is not taken for smooth);
-    - tables [g², d] whose every column is constant along one axis of the g x g grid: 2-D sinusoidal positions.
+    - tables [g², d] whose every column is constant along one axis of the g x g grid: 2-D sinusoidal positions;
+    - tables whose rows, or columns, repeat one smooth sequence of 32 values or more up to what training changed: the
+      states of state-space models, decays (see `repeats_a_smooth_sequence`).
 
-    All-zero rows at the ends of a table (padding, a class token) are left out of the last two.
+    All-zero rows at the ends of a table (padding, a class token) are left out of the last three.
 
     The first elements and lines are tried first, but they can only end the search: whatever is called ordinary was read
-    in full. NaN counts as one more value; non-finite values exclude the last four tests. Known misses: tables whose
+    in full. NaN counts as one more value; non-finite values exclude the last five tests. Known misses: tables whose
     angles were computed below float32, cosines and sines concatenated along the only regular axis.
     Source: this suite; `identity.sha256` lists such tensors and does not count them.
     """
@@ -78,6 +82,9 @@ def ordinary_reason(tensor: Tensor) -> str | None:
                 return f"every line along axis {axis} is a sinusoidal, geometric or linear sequence"
         if _is_position_grid(table):
             return "every column depends on the row or on the column of a square grid alone"
+        along = repeats_a_smooth_sequence(table) if table.dim() == 2 else None
+        if along is not None:
+            return f"its {'rows' if along else 'columns'} repeat one smooth sequence, up to small deviations"
     return None
 
 
@@ -132,6 +139,8 @@ def may_be_ordinary(head: Tensor, shape: Sequence[int], if_unseen: bool = False)
         padding = int(used[0]) if len(used) else len(rows)
         tables = [(rows[zeros:], shape[0] - zeros) for zeros in sorted({0, padding})]
     for table, length in tables:
+        if len(shape) == 2 and may_repeat_a_sequence(table, length):
+            return True
         side = _side(length) if len(shape) == 2 else 0
         unseen |= bool(side) and len(table) <= side
         if side and len(table) > side and _begins_a_position_grid(table, side):

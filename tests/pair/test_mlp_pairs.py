@@ -5,12 +5,15 @@ from pathlib import Path
 
 import torch
 
+from checks.checkpoint.canonical import CanonicalModel
 from checks.pair.anchored_matching import match_by_anchors
 from checks.pair.mlp_pairs import map_layers, pair_mlps
 from checks.pair.mlp_samples import MlpSamples, name_of, sample_mlps, spread
 from checks.pair.probed_matching import match_by_tokens
+from tests.pair.counting import opened
 from tests.pair.example_models import ALL, example, save, weights
 from tests.zoo import derive, symmetry
+from tests.zoo.weights import write_weights
 
 
 def test_repeated_layers_are_mapped_and_kept_out_of_the_null(tmp_path: Path) -> None:
@@ -72,3 +75,36 @@ def test_a_neuron_that_is_not_finite_is_left_out(tmp_path: Path) -> None:
     ours, theirs = sample_mlps(save(tmp_path / "broken", changed), example("base"))
     assert pair_mlps(ours, theirs).layer_map == {layer: layer for layer in example("base").layers}
     assert ours.neurons(ours.places[1][0]).count == theirs.neurons(theirs.places[1][0]).count - 1
+
+
+def test_each_mlp_is_read_once_though_few_are_kept(tmp_path: Path) -> None:
+    """Of a layer of 192 experts a second reading would cost 17 GB."""
+    write_weights(derive.upcycle_partitioned(weights("base"), 1, 32, 2), tmp_path)
+    (ours, our_source), (theirs, their_source) = opened(tmp_path), opened(tmp_path)
+    samples = [
+        MlpSamples(CanonicalModel(one), 512, layers=(1,), kept_bytes=4 * 3 * 11 * 128 * 4) for one in (ours, theirs)
+    ]
+    pairing = pair_mlps(samples[0], samples[1], {1: 1})
+    assert len(pairing.mapped) == 16
+    assert all(one == other for one, other in pairing.mapped)
+    experts = [name for name in theirs.tensors if ".layers.1." in name and ".experts." in name]
+    assert len(experts) == 3 * 32
+    assert {their_source.times(theirs, name) for name in experts} == {1}
+    times = [our_source.times(ours, name) for name in experts]
+    assert sorted(times) == [0] * 3 * 16 + [1] * 3 * 16
+
+
+def test_a_single_mlp_on_either_side_needs_no_search() -> None:
+    pairing = pair_mlps(*sample_mlps(example("derived"), example("base")), {0: 0, 1: 1})
+    assert [(one.layer, other.layer) for one, other in pairing.mapped] == [(0, 0), (1, 1)]
+    assert pairing.searched == 2
+
+
+def test_layers_whose_neurons_all_vanish_have_no_pair(tmp_path: Path) -> None:
+    changed = weights("base").copy()
+    name = "model.layers.1.mlp.up_proj.weight"
+    changed.tensors[name] = torch.zeros_like(changed.tensors[name])
+    ours, theirs = sample_mlps(save(tmp_path / "empty", changed), example("base"))
+    pairing = pair_mlps(ours, theirs, {layer: layer for layer in theirs.places})
+    assert 1 not in {one.layer for one, _ in pairing.mapped}
+    assert len(pairing.mapped) == len(theirs.places) - 1

@@ -166,3 +166,28 @@ def test_nearest_agreement() -> None:
     assert nearest_agreement(near[0], -near[1]) > 0.9
     assert nearest_agreement(normal(3, 200, 200), normal(4, 200, 200)) < 0.05
     assert nearest_agreement(torch.zeros(0, 4), torch.zeros(0, 4)) == 0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 3e38])
+def test_a_row_that_is_not_finite_changes_no_other(value: float) -> None:
+    rows = normal(1, 6, 4)
+    rows[4] = 0
+    expected = unit_rows(rows)
+    rows[2, 1] = value
+    found = unit_rows(rows)
+    assert torch.equal(found[[0, 1, 3, 4, 5]], expected[[0, 1, 3, 4, 5]])
+    assert bool(found[2].isnan().any()) == (value != 3e38)
+    if value == 3e38:  # finite, but not its norm
+        assert found[2].abs().max() == 0
+
+
+@given(seed=st.integers(0, 999), dtype=st.sampled_from([torch.float32, torch.float64]))
+def test_unit_rows_have_norm_one_or_are_zero(seed: int, dtype: torch.dtype) -> None:
+    rows = normal(seed, 8, 5).to(dtype) * 10.0 ** torch.linspace(-6, 6, 8, dtype=dtype)[:, None]
+    rows[0], rows[1] = 0, 1e-30
+    found = unit_rows(rows)
+    assert found.dtype == dtype
+    assert found[:2].abs().max() == 0
+    used = rows.norm(dim=1) > torch.finfo(dtype).eps * rows.norm(dim=1).max()
+    assert torch.allclose(found.norm(dim=1), used.to(dtype), atol=1e-6)
+    assert torch.allclose(found[used], torch.nn.functional.normalize(rows[used], dim=1), rtol=1e-6)

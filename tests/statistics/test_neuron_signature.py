@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from checks.statistics import neuron_signature
 from checks.statistics.assignment import best_assignment
-from checks.statistics.neuron_signature import block_similarity, make_neurons, signature, summary
+from checks.statistics.layer_map import expert_pairs
+from checks.statistics.neuron_signature import Neurons, block_similarity, make_neurons, signature, summary
 
 
 def normal(seed: int, *shape: int) -> Tensor:
@@ -86,6 +88,58 @@ def test_zero_neurons_and_copies_are_left_out() -> None:
     # Equal readings alone are no copy.
     gate[9] = gate[2]
     assert 9 in make_neurons(gate, up, down).numbers.tolist()
+
+
+def test_a_summary_is_of_the_largest_neurons_however_many_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two sides of a pair hold different numbers of neurons of one MLP."""
+    monkeypatch.setattr(neuron_signature, "POPULATION", 24)
+    for weights in (mlp(1), (None, *mlp(1)[1:])):
+        few, more, everything = (summary(make_neurons(*weights, count)) for count in (24, 40, None))
+        assert torch.allclose(few, more, atol=1e-6)
+        assert torch.allclose(few, everything, atol=1e-6)
+
+
+@given(seed=st.integers(0, 99), factor=st.floats(0.01, 100))
+@settings(deadline=None, max_examples=15)
+def test_a_summary_does_not_change_with_the_scale_of_the_mlp(seed: int, factor: float) -> None:
+    """Training on grows or shrinks all norms of a model alike."""
+    gate, up, down = mlp(seed)
+    plain = summary(make_neurons(gate, up, down))
+    assert torch.allclose(summary(make_neurons(factor * gate, factor * up, down)), plain, atol=2e-4)
+    assert torch.allclose(summary(make_neurons(gate, up, factor * down)), plain, atol=2e-4)
+    uneven = torch.linspace(1, 2, len(gate))[:, None]
+    assert not torch.allclose(summary(make_neurons(uneven * gate, up, down)), plain, atol=2e-4)
+
+
+def renumbered_copies(noise: float, experts: int = 24, units: int = 256, width: int = 448) -> tuple[list[Neurons], ...]:
+    """Experts of random weights, half of whose neurons are held; and noisy copies, renumbered and turned, all held.
+
+    As wide and as many as of a large mixture, divided by 16 (7168 wide, 2048 units) and 8 (192 experts).
+    """
+    turn = torch.linalg.qr(normal(7, width, width))[0]
+    candidates, references = [], []
+    for expert in range(experts):
+        gate, up, down = (normal(10 * expert + i, units, width) for i in (1, 2, 3))
+        candidates.append(make_neurons(gate, up, down.T, units // 2))
+        order = normal(expert, units).argsort()
+        noisy = [view + noise * normal(10 * expert + 5 + i, units, width) for i, view in enumerate((gate, up, down))]
+        gate, up, down = ((view @ turn)[order] for view in noisy)
+        references.append(make_neurons(gate, up, down.T))
+    return candidates, references
+
+
+@pytest.mark.parametrize(("noise", "least"), [(0.2, 16), (0.3, 15)])
+def test_experts_among_many_find_their_noisy_copies(noise: float, least: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neuron_signature, "POPULATION", 128)
+    candidates, references = (torch.stack([summary(one) for one in side]) for side in renumbered_copies(noise))
+    some = torch.arange(24)[torch.linspace(0, 23, 16).round().long()]
+    pairs, compared = expert_pairs(candidates[some], references, 16)
+    assert compared == 16 * 24
+    assert sum(int(some[pair.candidate]) == pair.reference for pair in pairs) >= least
+    # The copies alone are near: where they are missing, what is nearest is further off than any of them.
+    far = expert_pairs(candidates[:12], references[12:], 12)[0]
+    near = expert_pairs(candidates[:12], references[:12], 12)[0]
+    assert min(pair.distance for pair in far) > sorted(pair.distance for pair in near)[9]
 
 
 def test_nothing_left() -> None:

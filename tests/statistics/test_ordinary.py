@@ -51,6 +51,11 @@ def angles(length: int, width: int, base: float) -> Tensor:
     return torch.arange(length).float()[:, None] * inverse_frequencies(width, base)
 
 
+def shuffled(table: Tensor, seed: int) -> Tensor:
+    """Its columns in random order: learned channels have none."""
+    return table[:, normal((table.shape[1],), seed).argsort()]
+
+
 # Never ordinary: whatever was trained
 
 
@@ -100,12 +105,12 @@ def test_other_trained_tensors(seed: int, dtype: torch.dtype) -> None:
 @given(seed=st.integers(0, 9999), dtype=st.sampled_from(DTYPES), noise=st.sampled_from([0.03, 0.1]))
 @settings(deadline=None, max_examples=20)
 def test_learned_position_embeddings_are_smooth_but_not_ordinary(seed: int, dtype: torch.dtype, noise: float) -> None:
-    smooth = torch.sin(angles(256, 64, 1e4)).double()
+    smooth = shuffled(torch.sin(angles(256, 64, 1e4)).double(), seed)
     assert ordinary_reason((smooth + noise * normal((256, 32), seed)).to(dtype)) is None
 
 
 def test_one_changed_line_or_value_is_not_overlooked() -> None:
-    table = torch.cat([angles(2048, 64, 1e4).sin(), angles(2048, 64, 1e4).cos()], 1)
+    table = shuffled(torch.cat([angles(2048, 64, 1e4).sin(), angles(2048, 64, 1e4).cos()], 1), 0)
     assert ordinary_reason(table)
     changed = table.clone()
     changed[:, 61] = normal((2048,), 0).float()
@@ -250,6 +255,35 @@ def test_position_grids_padded_tables_and_identities() -> None:
     assert ordinary_reason(noise[:, :64].repeat_interleave(2, 1)) is None
 
 
+# Tables that a rule filled, before training changed them a little
+
+
+@given(
+    rows=st.sampled_from([64, 300, 2048]),
+    states=st.sampled_from([32, 64, 128]),
+    seed=st.integers(0, 9999),
+    dtype=st.sampled_from(DTYPES),
+    deviation=st.sampled_from([0.01, 0.1, 0.5]),
+)
+@settings(deadline=None, max_examples=30)
+def test_states_of_state_space_models_are_alike_in_any_two(
+    rows: int, states: int, seed: int, dtype: torch.dtype, deviation: float
+) -> None:
+    """A_log starts as the logarithms of 1 to n in every row; transposed, under any name, alone or in a stack of one."""
+    table = torch.arange(1.0, states + 1, dtype=torch.float64).log() + deviation * normal((rows, states), seed)
+    for one in (table, -table.exp(), table.T.contiguous(), table[None]):
+        assert "repeat one smooth sequence" in (ordinary_reason(one.to(dtype)) or "")
+
+
+@given(seed=st.integers(0, 9999), dtype=st.sampled_from(DTYPES))
+@settings(deadline=None, max_examples=20)
+def test_an_embedding_of_smooth_content_but_unordered_channels_decides(seed: int, dtype: torch.dtype) -> None:
+    table = torch.arange(1.0, 65, dtype=torch.float64).log() + 0.1 * normal((300, 64), seed)
+    assert ordinary_reason(table.to(dtype))
+    assert ordinary_reason(shuffled(table, seed).to(dtype)) is None
+    assert ordinary_reason((0.3 * table + normal((300, 64), seed + 1)).to(dtype)) is None
+
+
 # What the beginning tells
 
 
@@ -274,7 +308,7 @@ def test_the_beginning_of_unusual_weights_clears_them(dtype: torch.dtype) -> Non
     padded[0] = 0  # the embedding of a padding token
     dead = weights.clone()
     dead[:, ::3] = 0
-    smooth = torch.sin(angles(400, 512, 1e4)).double() + 0.02 * normal((400, 256), 2)
+    smooth = shuffled(torch.sin(angles(400, 512, 1e4)).double(), 1) + 0.02 * normal((400, 256), 2)
     outlier = weights.clone()
     outlier[3, 5] = 50
     for tensor in (padded, dead, smooth, outlier, weights * 1e-3):

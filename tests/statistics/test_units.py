@@ -26,8 +26,14 @@ def normal(seed: int, *shape: int) -> Tensor:
 
 
 def canonical(views: list[Tensor]) -> Tensor:
-    """Row-normalised, concatenated and centred views, written out."""
-    whole = torch.cat([torch.nn.functional.normalize(view.double(), dim=1) for view in views], 1)
+    """Views with rows of equal norm about their mean, concatenated and centred, written out."""
+    scaled = []
+    for view in views:
+        used = (view != 0).any(1)
+        rows = torch.nn.functional.normalize(view.double(), dim=1)
+        rows = torch.where(used[:, None], rows - rows[used].mean(0), 0.0)
+        scaled.append(torch.nn.functional.normalize(rows, dim=1, eps=1e-12))
+    whole = torch.cat(scaled, 1)
     return whole - whole.mean(0)
 
 
@@ -36,12 +42,14 @@ def permutations(h: int, count: int, seed: int) -> Tensor:
     return torch.rand(count, h, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).argsort(1)
 
 
-@given(h=st.integers(2, 6), seed=st.integers(0, 999), widths=st.lists(st.integers(1, 5), min_size=1, max_size=3))
+@given(h=st.integers(3, 6), seed=st.integers(0, 999), widths=st.lists(st.integers(1, 5), min_size=1, max_size=3))
 @settings(deadline=None, max_examples=40)
 def test_moments_are_exact_over_all_permutations(h: int, seed: int, widths: list[int]) -> None:
     a = [normal(seed + i, h, d + 1) for i, d in enumerate(widths)]
     b = [normal(seed + 1000 + i, h, d + 1) for i, d in enumerate(widths)]
-    test = unit_permutation_test(a, b)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(units, "LEAST_UNITS", 2)
+        test = unit_permutation_test(a, b)
     products = canonical(a) @ canonical(b).T
     rows = torch.arange(h)
     sums = torch.stack([products[rows, list(order)].sum() for order in itertools.permutations(range(h))])
@@ -62,9 +70,10 @@ def low_rank(seed: int) -> list[Tensor]:
     return [normal(seed + i, 128, 3) @ normal(7000 + i, 3, 48) + 0.1 * normal(seed + 50 + i, 128, 48) for i in range(3)]
 
 
-@pytest.mark.parametrize("family", [heavy_tailed, low_rank])
-def test_null_of_sampled_permutations(family: object) -> None:
-    a, b = family(100), family(500)  # type: ignore[operator]
+@pytest.mark.parametrize("family", ["heavy_tailed", "low_rank", "outliers", "clusters"])
+def test_null_of_sampled_permutations(family: str) -> None:
+    """Two of the families have units that decide alone where rows are not scaled again about their mean."""
+    a, b = globals()[family](100), globals()[family](500)
     products = canonical(a) @ canonical(b).T
     test = unit_permutation_test(a, b)
     sigma = float(canonical(a).norm() * canonical(b).norm()) / test.scale
@@ -76,6 +85,19 @@ def test_null_of_sampled_permutations(family: object) -> None:
     # P(|Z| > 3.29) = .001: 10 expected; at most 23 in all but 1e-4 of samples
     assert int((z.abs() > 3.29).sum()) <= 23
     assert 0.006 < float((z.abs() > 2.576).double().mean()) < 0.014
+
+
+def outliers(seed: int) -> list[Tensor]:
+    """Units that share nearly all of their direction, but for a few that share none of it."""
+    views = [normal(seed + i, 128, 48) + 10 * normal(seed + 20 + i, 1, 48) for i in range(3)]
+    return [torch.cat([10 * normal(seed + 40 + i, 3, 48), view[3:]]) for i, view in enumerate(views)]
+
+
+def clusters(seed: int) -> list[Tensor]:
+    """Two kinds of units, one of them rare, that hardly differ within."""
+    views = [normal(seed + i, 1, 48) + 0.05 * normal(seed + 20 + i, 128, 48) for i in range(3)]
+    rare = [normal(seed + 40 + i, 1, 48) + 0.05 * normal(seed + 60 + i, 4, 48) for i in range(3)]
+    return [torch.cat([few, view[4:]]) for few, view in zip(rare, views, strict=True)]
 
 
 def noisy(views: list[Tensor], cosine: float, seed: int) -> list[Tensor]:
@@ -114,6 +136,19 @@ def test_invariances(seed: int) -> None:
     assert same_basis.z == pytest.approx(plain.z, rel=1e-9)
 
 
+def test_a_direction_that_all_units_share_hides_nothing() -> None:
+    """A LayerNorm takes constants out of what units read: every row may get one, but for that of a dead unit."""
+    a = [normal(i, 128, 64) for i in range(3)]
+    b = noisy(a, 0.5, 100)
+    plain = unit_permutation_test(a, b)
+    hidden = [view + 50 for view in b]
+    for view in hidden:
+        view[7] = normal(900, 64)
+    found = unit_permutation_test(a, hidden)
+    assert found.z == pytest.approx(plain.z, rel=0.1)
+    assert found.effect == pytest.approx(plain.effect, rel=0.1)
+
+
 def test_flipped_signs_change_the_sign_not_the_detection() -> None:
     up, gate, down = [normal(i, 256, 64) for i in range(3)]
     b = noisy([up, gate, down], 0.5, 100)
@@ -135,6 +170,52 @@ def test_column_blocks_do_not_matter(size: int, monkeypatch: pytest.MonkeyPatch)
     assert blocked.scale == pytest.approx(plain.scale, rel=1e-9)
 
 
+def reference_of(a: list[Tensor], b: list[Tensor]) -> tuple[float, float]:
+    """z and effect by the definition: Σ(A∘B) and ⟨AᵀA, BᵀB⟩ of the whole matrices in float64."""
+    one, other = canonical(a), canonical(b)
+    dot = float((one * other).sum())
+    sigma = math.sqrt(float(((one.T @ one) * (other.T @ other)).sum()) / (len(one) - 1))
+    return dot / sigma, dot / float(one.norm() * other.norm())
+
+
+@given(
+    h=st.integers(16, 40),
+    seed=st.integers(0, 999),
+    widths=st.lists(st.integers(1, 20), min_size=1, max_size=3),
+    copied=st.booleans(),
+)
+@settings(deadline=None, max_examples=40)
+def test_units_multiplied_and_columns_multiplied_agree(h: int, seed: int, widths: list[int], copied: bool) -> None:
+    """The products of the units and the Gram matrices of the columns, whichever is smaller, give the same z."""
+    a = [normal(seed + i, h, d + 1) for i, d in enumerate(widths)]
+    b = noisy(a, 0.5, seed + 500) if copied else [normal(seed + 1000 + i, h, d + 1) for i, d in enumerate(widths)]
+    z, effect = reference_of(a, b)
+    for largest, block in ((0, 4), (0, 1024), (8192, 4), (8192, 1024)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(units, "LARGEST_PRODUCTS", largest)
+            patch.setattr(units, "COLUMN_BLOCK", block)
+            test = unit_permutation_test(a, b)
+        assert test.z == pytest.approx(z, rel=1e-9, abs=1e-9)
+        assert test.effect == pytest.approx(effect, rel=1e-9, abs=1e-12)
+
+
+def test_fewer_units_than_columns_are_multiplied_with_each_other_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No product larger than the units: a layer of experts is 3 x 7168 columns wide."""
+    sizes: list[int] = []
+    multiplied = Tensor.__matmul__
+
+    def counting(one: Tensor, other: Tensor) -> Tensor:
+        sizes.append(one.shape[0] * other.shape[1])
+        return multiplied(one, other)
+
+    monkeypatch.setattr(Tensor, "__matmul__", counting)
+    a, b = [normal(1, 16, 90)], [normal(2, 16, 90)]
+    assert unit_permutation_test(a, b).z is not None
+    assert max(sizes, default=0) <= 16 * 16
+    unit_permutation_test([normal(1, 90, 16)], [normal(2, 90, 16)])
+    assert max(sizes) == 16 * 16
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn])
 def test_dtypes(dtype: torch.dtype) -> None:
     a = [normal(i, 64, 32) for i in range(3)]
@@ -150,6 +231,7 @@ def test_zero_rows_stay_zero() -> None:
     a.append(normal(3, 32, 8))
     b.append(normal(4, 32, 8))
     a[0][5] = 0
+    assert canonical(a)[5, :8].abs().max() < 0.1  # zero but for the centring
     test = unit_permutation_test(a, b)
     expected = float((canonical(a) * canonical(b)).sum() / (canonical(a).norm() * canonical(b).norm()))
     assert test.effect == pytest.approx(expected, abs=1e-12)
@@ -176,17 +258,17 @@ def test_shared_padding_does_not_make_independent_units_dependent() -> None:
 
 
 def test_no_z_with_a_reason() -> None:
-    a = [normal(1, 8, 4)]
-    constant = [normal(2, 1, 4).expand(8, 4)]
+    a = [normal(1, 16, 4)]
+    constant = [normal(2, 1, 4).expand(16, 4)]
     for views_a, views_b, words in (
         (a, constant, "units of b are equal"),
         (constant, a, "units of a are equal"),
-        ([torch.zeros(8, 4)], a, "0 hidden units are not zero on both sides"),
-        ([normal(1, 1, 4)], [normal(2, 1, 4)], "1 hidden units"),
+        ([torch.zeros(16, 4)], a, "0 hidden units are not zero on both sides"),
+        ([normal(1, 15, 4)], [normal(2, 15, 4)], "15 hidden units, 16 are needed"),
         ([torch.zeros(0, 4)], [torch.zeros(0, 4)], "0 hidden units"),
         (
-            [torch.eye(4)[[0, 1] * 4]],
-            [torch.eye(4)[[2, 3] * 4]],
+            [torch.eye(4)[[0, 1] * 8]],
+            [torch.eye(4)[[2, 3] * 8]],
             "different columns",
         ),
     ):
@@ -196,7 +278,7 @@ def test_no_z_with_a_reason() -> None:
 
 
 def test_errors() -> None:
-    a = normal(1, 8, 4)
+    a = normal(1, 16, 4)
     for views_a, views_b in (([], []), ([a], [a, a]), ([a], [a[:7]]), ([a], [a[:, :3]]), ([a, a[:7]], [a, a[:7]])):
         with pytest.raises(ValueError, match=r"view"):
             unit_permutation_test(views_a, views_b)
@@ -290,7 +372,7 @@ def test_combined_score_is_stouffers_and_effect_times_scale() -> None:
 @settings(deadline=None, max_examples=20)
 def test_combined_score_of_real_tests_is_effect_times_scale(seed: int, layers: int) -> None:
     tests = [
-        unit_permutation_test([normal(seed + 10 * i, 12, 5)], [normal(seed + 10 * i + 5000, 12, 5)])
+        unit_permutation_test([normal(seed + 10 * i, 20, 5)], [normal(seed + 10 * i + 5000, 20, 5)])
         for i in range(layers)
     ]
     combined = combine(tests)
