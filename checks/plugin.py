@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import secrets
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -292,7 +292,7 @@ def candidate(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture(scope="session")
-def pair(request: pytest.FixtureRequest) -> Any:
+def pair(request: pytest.FixtureRequest) -> Iterator[Any]:
     """The candidate and one reference, opened when a check first asks for weights; shared by all checks of the pair."""
     from checks.checkpoint.model import Model
     from checks.pair.pair import Pair
@@ -300,7 +300,7 @@ def pair(request: pytest.FixtureRequest) -> Any:
     parameter: PairParameter = _parameter(request)
     hub = hub_of(request.config)
     asked = checks_of(request.session, parameter)
-    return Pair(
+    opened = Pair(
         Model(parameter.candidate, parameter.component, parameter.candidate_prefixes, hub),
         Model(parameter.reference, parameter.component, parameter.reference_prefixes, hub),
         # Chosen when weights are about to be read: choosing imports torch.
@@ -317,6 +317,8 @@ def pair(request: pytest.FixtureRequest) -> Any:
             seed_of(request.config),
         ),
     )
+    yield opened
+    opened.close()
 
 
 def _parameter(request: pytest.FixtureRequest) -> Any:

@@ -86,7 +86,9 @@ class CanonicalModel:
         found: dict[int | None, set[str]] = {None: set(), **{layer: set() for layer in self.layers}}
         for name, entry in self._source.tensors.items():
             role = entry.role
-            if isinstance(role, TensorRole) and role.component == self.component and role.layer in found:
+            if not isinstance(role, TensorRole) or role.component != self.component or role.layer not in found:
+                continue
+            if role.layer is None or self._parts.stack in (None, role.stack):
                 found[role.layer].add(name)
         return {layer: frozenset(names) for layer, names in found.items()}
 

@@ -153,7 +153,7 @@ class Checkpoint:
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
         """One tensor, on the CPU, in its stored dtype; or its `rows` along the first axis, whose bytes alone are read.
 
-        What is held is not read again, and what is read whole is held as long as there is room.
+        What is held is not read again, and what is read whole is held, see `HeldTensors`.
         Raises CheckpointUnavailable when it cannot be read, ValueError for rows that are not stored one after the
         other, as whole bytes.
         """
@@ -170,7 +170,7 @@ class Checkpoint:
         else:
             buffer = bytearray(stop - start)
             self.source.read_into(info.shard, start, memoryview(buffer))
-            if rows is None and self.held.has_room(len(buffer)):
+            if rows is None and len(buffer) <= self.held.limit:
                 self.held.put(name, buffer[:])  # whoever asked may write to the tensor
         flat = torch.frombuffer(buffer, dtype=torch.uint8).view(dtype)
         # Types that hold several elements in a byte keep their packed length.

@@ -72,6 +72,12 @@ class Model:
             raise type(self._checkpoint)(str(self._checkpoint))
         return self._checkpoint
 
+    def release(self) -> None:
+        """Let go of the tensors that are held, and hold none from now on."""
+        if isinstance(self._checkpoint, Checkpoint):
+            self._checkpoint.held.limit = 0
+            self._checkpoint.held.clear()
+
     def open_other(self, source: ModelSource) -> Checkpoint:
         """Another checkpoint that the claim names, from where this one would come. Raises CheckpointUnavailable."""
         return Model(source, self.component, self.prefixes, self._hub).checkpoint

@@ -46,7 +46,8 @@ class Parts:
         known = {role.component for role in roles.values()}
         self.component = component or ("text" if "text" in known or "vision" not in known else "vision")
         roles = {name: role for name, role in roles.items() if role.component == self.component}
-        stack = largest_stack(roles.values())[1] if source.roles.inferred_because else None
+        # The name prefix of the layers, where it was inferred which they are.
+        self.stack = stack = largest_stack(roles.values())[1] if source.roles.inferred_because else None
         self._places: dict[Place, Holder] = {}
         self.ambiguous: dict[str, str] = {}  # tensor → another one that claims the same place
         for name, role in roles.items():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from checks.checkpoint.errors import CheckpointUnavailable
 from checks.evidence.thresholds import threshold
 
 if TYPE_CHECKING:
@@ -16,8 +17,8 @@ NAMELESS_CHECKS = frozenset({"identity.sketch", "independence.tensors"})
 
 
 def ask_for_neurons(checks: Collection[str]) -> bool:
-    """May any of these checks ask for the neurons of a pair?"""
-    return "independence.units" in checks or raise_suspicions(checks)
+    """May any of these checks ask for the neurons of a pair? Suspicions do, which ask the weights."""
+    return "independence.units" in checks or any(threshold(check).strength == "suspicion" for check in checks)
 
 
 def ask_for_fingerprints(checks: Collection[str]) -> bool:
@@ -25,19 +26,19 @@ def ask_for_fingerprints(checks: Collection[str]) -> bool:
     return not NAMELESS_CHECKS.isdisjoint(checks)
 
 
-def raise_suspicions(checks: Collection[str]) -> bool:
-    """May any of these checks raise a suspicion, which the weights are asked to confirm or to clear?"""
-    return any(threshold(check).strength == "suspicion" for check in checks)
-
-
 def layer_visitors_for(checks: Collection[str]) -> Callable[[Pair], Sequence[Visitor]]:
-    """Gives those who take what these checks want of every layer of a pair, and the store does not have."""
+    """Gives those who take what these checks want of every layer of a pair, and the store does not have.
 
-    def visitors(pair: Pair) -> Sequence[Visitor]:
-        from checks.pair.layer_visits import WANTED_BY, WANTED_BY_SUSPICIONS, layer_visitors
+    What a suspicion may come to ask is not among it: most raise none.
+    """
+    from checks.pair.layer_visits import WANTED_BY, layer_visitors
 
-        wanted = {measure for check in checks for measure in WANTED_BY.get(check, ())}
-        wanted |= {*WANTED_BY_SUSPICIONS} if raise_suspicions(checks) else set()
-        return layer_visitors(pair, [measure for measure in wanted if not pair.is_known(measure)])
+    wanted = {measure for check in checks for measure in WANTED_BY.get(check, ())}
 
-    return visitors
+    def is_unknown(pair: Pair, measure: Callable[[Pair], Any]) -> bool:
+        try:
+            return not pair.is_known(measure)
+        except CheckpointUnavailable:
+            return False  # what it depends on cannot be had, as a tokenizer that is damaged
+
+    return lambda pair: layer_visitors(pair, [measure for measure in wanted if is_unknown(pair, measure)])

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from checks.checkpoint.canonical import CanonicalModel, MlpPlace
-from checks.checkpoint.errors import CheckpointUnavailable
 from checks.streaming.planned_source import NotPlanned
 
 if TYPE_CHECKING:
@@ -64,8 +63,6 @@ class ChannelSweep:
         layer_map: Mapping[int, int] | None = None,
         seed: int = 0,
     ) -> None:
-        from checks.statistics.channels import ChannelProducts
-
         self._sides = candidate, reference
         self._tokens = tokens
         self._seed = seed
@@ -74,37 +71,34 @@ class ChannelSweep:
             if layer_map is None
             else layer_map
         )
-        self._groups = {
-            name: ChannelProducts(candidate.hidden_size, candidate.device) for name in ("norms", "embedding", "layers")
-        }
+        self._groups = self._new_groups()
         self._added: set[int | None] = set()
-        self._failure: CheckpointUnavailable | None = None
 
     def visit(self, layer: int | None) -> None:
         """Add the views of a layer of the candidate and its counterpart, or of the embeddings (None), once.
 
         Raises CheckpointUnavailable.
         """
-        if self._failure is not None:
-            # A layer that was added in part cannot be added again.
-            raise type(self._failure)(str(self._failure))
         if layer in self._added:
             return
-        try:
-            self._add(layer)
-        except CheckpointUnavailable as error:
-            self._failure = error
-            raise
-        self._added.add(layer)
-
-    def _add(self, layer: int | None) -> None:
+        # Of a layer all views or none, whatever happens in between.
+        fresh = self._new_groups()
         if layer is None:
-            _add_norms(self._groups["norms"], *self._sides, self._pairs)
+            _add_norms(fresh["norms"], *self._sides, self._pairs)
             if self._tokens is not None and len(self._tokens[0]):
-                _add_tokens(self._groups["embedding"], *self._sides, self._tokens)
+                _add_tokens(fresh["embedding"], *self._sides, self._tokens)
         elif layer in self._pairs:
             ours, theirs = self._sides
-            _add_layer(self._groups["layers"], (ours, layer), (theirs, self._pairs[layer]), self._seed)
+            _add_layer(fresh["layers"], (ours, layer), (theirs, self._pairs[layer]), self._seed)
+        for name, products in fresh.items():
+            self._groups[name].merge(products)
+        self._added.add(layer)
+
+    def _new_groups(self) -> dict[str, ChannelProducts]:
+        from checks.statistics.channels import ChannelProducts
+
+        model = self._sides[0]
+        return {name: ChannelProducts(model.hidden_size, model.device) for name in ("norms", "embedding", "layers")}
 
     def tests(self, permutations: int = 2000) -> ChannelTests:
         """The tests of all views; those of layers that were not visited are read now."""

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 
 from checks.checkpoint.canonical import CanonicalModel
 from checks.checkpoint.checkpoint import Checkpoint
+from checks.checkpoint.errors import CheckpointUnavailable
+from checks.pair import channel_views
+from checks.pair.mlp_pairs import REPRESENTATIVES
 from checks.pair.mlp_samples import spread
 from checks.streaming.holding import holding
 
@@ -17,10 +20,7 @@ if TYPE_CHECKING:
     from checks.checkpoint.index import ByteSource, TensorInfo
 
 # Bytes of tensors that are held of each model.
-HELD_BYTES = 2 << 30
-# Routed experts of a layer that are held: those that stand for their layer, and the first ones.
-SPREAD_EXPERTS = 4
-FIRST_EXPERTS = 2
+HELD_BYTES = 1 << 30
 
 # Takes what a check wants of a layer of both models, or of what belongs to no layer (None), by reading it.
 Visitor = Callable[[int | None], None]
@@ -66,14 +66,17 @@ class LayerSweep:
         infos = {
             entry.stored_name: (name, entry.stored)
             for name, entry in checkpoint.tensors.items()
-            if name in wanted and entry.stored_name in streamed and entry.stored.start < entry.stored.stop
+            if name in wanted
+            and entry.stored_name in streamed
+            and 0 < entry.stored.stop - entry.stored.start <= checkpoint.held.limit
         }
         if not infos:
             return source
 
-        def done(tensor: TensorInfo, data: bytearray) -> None:
+        def done(tensor: TensorInfo, data: bytearray | None) -> None:
             name = infos[tensor.name][0]
-            checkpoint.held.put(name, data, lasting=wanted[name])
+            if data is not None:
+                checkpoint.held.put(name, data, lasting=wanted[name])
             # Whoever completes the next layer lets the visitors in, and the others wait: no reader runs far ahead.
             with self._lock:
                 self._awaited.discard((side, name))
@@ -81,7 +84,7 @@ class LayerSweep:
 
         with self._lock:
             self._awaited |= {(side, name) for name, _ in infos.values()}
-        return holding(source, (info for _, info in infos.values()), done)
+        return holding(source, (info for _, info in infos.values()), done, checkpoint.held.limit // 2)
 
     def finish(self) -> None:
         """Visit the layers that no pass brought; what is wanted of them is read now, once for all visitors."""
@@ -108,10 +111,9 @@ class LayerSweep:
 
 def _stops(sides: tuple[Checkpoint, Checkpoint], models: tuple[CanonicalModel, CanonicalModel]) -> list[Stop]:
     """All layers of both, in the order in which the last of each is stored: in the candidate, else in the reference."""
-    tensors = [model.tensors_by_layer for model in models]
     held = [
-        {layer: _held_of(checkpoint, names) for layer, names in layers.items()}
-        for checkpoint, layers in zip(sides, tensors, strict=True)
+        {layer: _held_of(checkpoint, model, layer) for layer in model.tensors_by_layer}
+        for checkpoint, model in zip(sides, models, strict=True)
     ]
 
     def place(layer: int | None) -> tuple[int, str, int]:
@@ -126,10 +128,15 @@ def _stops(sides: tuple[Checkpoint, Checkpoint], models: tuple[CanonicalModel, C
     return [Stop(layer, (held[0].get(layer, empty), held[1].get(layer, empty))) for layer in layers]
 
 
-def _held_of(checkpoint: Checkpoint, names: Collection[str]) -> frozenset[str]:
-    """The tensors of a layer that are held: all but most of its routed experts."""
-    experts = sorted({expert for name in names if (expert := checkpoint.tensors[name].role.expert) is not None})
-    chosen = {*spread(experts, SPREAD_EXPERTS), *experts[:FIRST_EXPERTS]}
+def _held_of(checkpoint: Checkpoint, model: CanonicalModel, layer: int | None) -> frozenset[str]:
+    """The tensors of a layer that are held: all but those of routed experts of which no visitor asks."""
+    names = model.tensors_by_layer[layer]
+    try:
+        places = () if layer is None else model.mlps(layer)
+    except CheckpointUnavailable:
+        places = ()  # in a format that nobody reads
+    experts = [place.expert for place in places if place.expert is not None]
+    chosen = {*experts[: channel_views.EXPERTS], *(place.expert for place in spread(places, REPRESENTATIVES))}
     return frozenset(
         name for name in names if (expert := checkpoint.tensors[name].role.expert) is None or expert in chosen
     )

@@ -12,6 +12,7 @@ from checks.pair.mlp_pairs import REPRESENTATIVES
 
 if TYPE_CHECKING:
     from checks.checkpoint.canonical import CanonicalModel
+    from checks.pair.aligned import CommonFrame
     from checks.pair.layer_sweep import Visitor
     from checks.pair.pair import Pair
 
@@ -28,8 +29,6 @@ WANTED_BY: Mapping[str, tuple[Measure, ...]] = {
     "distribution.wasserstein": (measures.clouds, measures.elements),
     "distribution.spectrum": (measures.spectra,),
 }
-# What a suspicion asks of the weights.
-WANTED_BY_SUSPICIONS: tuple[Measure, ...] = (measures.pairing, measures.matching_by_anchors)
 
 
 def layer_visitors(pair: Pair, wanted: Collection[Measure]) -> list[Visitor]:
@@ -64,11 +63,17 @@ def _alignment(pair: Pair) -> Visitor | None:
     if not len(pair.once(measures.tokens)):
         return None
 
+    made: list[CommonFrame | None] = []
+
     def visit(layer: int | None) -> None:
-        # Made when the first layer comes: the embeddings are mostly there by then.
-        frame = None if layer is None else pair.once(measures.frame)
-        if frame is not None and layer is not None:
-            frame.visit(layer)
+        if layer is None:
+            return
+        if not made:
+            # When the first layer comes, by when the embeddings are mostly there; once, also if it fails.
+            made.append(None)
+            made[0] = pair.once(measures.frame)
+        if made[0] is not None:
+            made[0].visit(layer)
 
     return visit
 

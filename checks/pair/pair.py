@@ -64,10 +64,11 @@ class Pair:
         self._takes_fingerprints = takes_fingerprints
         self._layer_visitors = layer_visitors
         self._is_swept = False
+        self._pending: LayerSweep | None = None  # made, and not begun
         self._store = store
         self.initial = initial
         self._reading = reading
-        self._failures: dict[str, CheckpointUnavailable] = {}
+        self._failures: dict[str, tuple[type[CheckpointUnavailable], str]] = {}
         self._measured: dict[Callable[[Pair], Any], Any] = {}
 
     @property
@@ -219,7 +220,9 @@ class Pair:
         how: dict[str, Any] = {"with_neurons": self._tests_neurons, "store": self._store}
         if plan is not None:
             return compare_part(ours, theirs, plan, self._device(), **how)
-        sweep = self._new_sweep()
+        if not self._is_swept:
+            self._pending = self._new_sweep()
+        sweep = None if self._pending is None else self._taken_sweep()
         found = compare(ours, theirs, self._device(), **how, with_fingerprints=self._takes_fingerprints, sweep=sweep)
         if sweep is not None:
             sweep.finish()
@@ -233,21 +236,34 @@ class Pair:
             return part.neurons or ()
         return tuple(neuron_groups(ours, theirs, self._device()))
 
+    def close(self) -> None:
+        """Let go of what was held and measured: the next pair needs the memory."""
+        for model in (self.candidate, self.reference):
+            model.release()
+        self._measured.clear()
+        self.__dict__.pop("canonical", None)
+
     def _sweep_layers(self) -> None:
         """Let all visitors see every layer before the first of them is asked: in the one pass, where there is one."""
-        if self._is_swept:
+        if not self._is_swept:
+            self._pending = self._new_sweep()
+        if self._pending is None:
             return
-        if self.plan is None:
+        if self.plan is not None:
+            self._taken_sweep().finish()
+        else:
             # Whoever needs the comparison hears why there is none.
             with suppress(CheckpointUnavailable):
                 self.comparison()
-        elif (sweep := self._new_sweep()) is not None:
-            sweep.finish()
+            self._pending = None
+
+    def _taken_sweep(self) -> LayerSweep:
+        sweep, self._pending = self._pending, None
+        assert sweep is not None
+        return sweep
 
     def _new_sweep(self) -> LayerSweep | None:
-        """A sweep over all layers; None if there was one, or nobody wants any."""
-        if self._is_swept:
-            return None
+        """A sweep over all layers; None if nobody wants any."""
         self._is_swept = True
         try:
             visitors = self._layer_visitors(self)
@@ -259,12 +275,13 @@ class Pair:
     def _same_failure(self, name: str, get: Callable[[], Measured]) -> Measured:
         """What `get` returns; once it failed, the same failure, without trying again."""
         if name in self._failures:
-            failure = self._failures[name]
-            raise type(failure)(str(failure))
+            kind, text = self._failures[name]
+            raise kind(text)
         try:
             return get()
         except CheckpointUnavailable as error:
-            self._failures[name] = error
+            # Without its traceback, which holds on to all that the failed attempt had in memory.
+            self._failures[name] = type(error), str(error)
             raise
 
 

@@ -10,23 +10,30 @@ from checks.streaming.tapped import TensorPlaces, tapped
 
 
 def holding(
-    source: ByteSource, tensors: Iterable[TensorInfo], done: Callable[[TensorInfo, bytearray], None]
+    source: ByteSource,
+    tensors: Iterable[TensorInfo],
+    done: Callable[[TensorInfo, bytearray | None], None],
+    memory: int,
 ) -> ByteSource:
     """A source that gives the same bytes, and hands on the bytes of each of `tensors` once all went through it.
 
     `done`: called by the thread that read a tensor's last bytes, which so is held up for as long as it takes.
     For one pass, which reads every byte of these tensors once, those of one tensor at a time. Memory: the tensors that
-    are begun and not finished. Raises ValueError for tensors that share bytes; its reads do for bytes of two tensors at
-    a time, or that came before.
+    are begun and not finished, `memory` bytes of them at most, or a single one: of others `done` gets None.
+    Raises ValueError for tensors that share bytes; its reads do for bytes of two tensors at a time, or that came
+    before.
     """
-    return tapped(source, _Holder(tensors, done).take)
+    return tapped(source, _Holder(tensors, done, memory).take)
 
 
 class _Holder:
-    def __init__(self, tensors: Iterable[TensorInfo], done: Callable[[TensorInfo, bytearray], None]) -> None:
+    def __init__(
+        self, tensors: Iterable[TensorInfo], done: Callable[[TensorInfo, bytearray | None], None], memory: int
+    ) -> None:
         self._places = TensorPlaces(tensors)
         self._done = done
-        self._begun: dict[str, bytearray] = {}
+        self._memory = memory
+        self._begun: dict[str, bytearray | None] = {}
         self._left: dict[str, int] = {}
         self._lock = threading.Lock()
 
@@ -38,12 +45,15 @@ class _Holder:
             return
         with self._lock:
             if tensor.name not in self._left:
-                self._begun[tensor.name] = bytearray(tensor.stop - tensor.start)
-                self._left[tensor.name] = tensor.stop - tensor.start
+                size = tensor.stop - tensor.start
+                begun = sum(len(one) for one in self._begun.values() if one is not None)
+                self._begun[tensor.name] = bytearray(size) if not begun or begun + size <= self._memory else None
+                self._left[tensor.name] = size
             if tensor.name not in self._begun:
                 raise ValueError(f"{tensor.name}: bytes {start} to {stop} of {shard} were read twice")
             held = self._begun[tensor.name]
-        held[start - tensor.start : stop - tensor.start] = data.cast("B")
+        if held is not None:
+            held[start - tensor.start : stop - tensor.start] = data.cast("B")
         with self._lock:
             self._left[tensor.name] -= data.nbytes
             if self._left[tensor.name] > 0:

@@ -14,17 +14,19 @@ from checks.streaming.stream import SMALLEST_PIECE, stream_pair
 from tests.streaming.memory import PAIRS, Memory, bytes_of, make, run
 
 
-def held_of(side: Memory, source: ByteSource | None = None) -> tuple[ByteSource, dict[str, bytes]]:
-    found: dict[str, bytes] = {}
+def held_of(
+    side: Memory, source: ByteSource | None = None, memory: int = 1 << 30
+) -> tuple[ByteSource, dict[str, bytes | None]]:
+    found: dict[str, bytes | None] = {}
 
-    def done(tensor: TensorInfo, data: bytearray) -> None:
+    def done(tensor: TensorInfo, data: bytearray | None) -> None:
         assert tensor.name not in found
-        found[tensor.name] = bytes(data)
+        found[tensor.name] = None if data is None else bytes(data)
 
-    return holding(source or side, side.index.tensors.values(), done), found
+    return holding(source or side, side.index.tensors.values(), done, memory), found
 
 
-def assert_held(found: dict[str, bytes], side: Memory) -> None:
+def assert_held(found: dict[str, bytes | None], side: Memory) -> None:
     assert found == {name: bytes_of(tensor) for name, tensor in side.tensors.items() if tensor.numel()}
 
 
@@ -77,14 +79,34 @@ def test_bytes_that_come_twice_or_belong_to_two_tensors_are_a_mistake() -> None:
         source.read_into(a.shard, a.start, memoryview(bytearray(10)))
     overlapping = [a, TensorInfo("c", "U8", (4,), a.shard, a.start, a.start + 4)]
     with pytest.raises(ValueError, match="share bytes"):
-        holding(side, overlapping, lambda tensor, data: None)
+        holding(side, overlapping, lambda tensor, data: None, 100)
 
 
 def test_other_bytes_go_through(ours: Memory) -> None:
     found: list[str] = []
-    source = holding(ours, [], lambda tensor, data: found.append(tensor.name))
+    source = holding(ours, [], lambda tensor, data: found.append(tensor.name), 100)
     info = ours.index.tensors["up"]
     buffer = bytearray(info.stop - info.start)
     source.read_into(info.shard, info.start, memoryview(buffer))
     assert bytes(buffer) == bytes_of(ours.tensors["up"])
     assert not found
+
+
+def test_no_more_memory_is_begun_than_there_may_be() -> None:
+    side = Memory(make(0, dict.fromkeys("abc", ((100,), "U8"))))
+    source, found = held_of(side, memory=199)
+    a, b, c = (side.index.tensors[name] for name in "abc")
+    for start, stop in ((a.start, a.stop - 1), (b.start, b.stop - 1)):  # b is begun while a is not finished
+        source.read_into(a.shard, start, memoryview(bytearray(stop - start)))
+    source.read_into(a.shard, a.stop - 1, memoryview(bytearray(1)))
+    source.read_into(c.shard, c.start, memoryview(bytearray(100)))
+    source.read_into(b.shard, b.stop - 1, memoryview(bytearray(1)))
+    assert found == {"a": bytes_of(side.tensors["a"]), "c": bytes_of(side.tensors["c"]), "b": None}
+
+
+def test_a_single_tensor_may_always_be_begun() -> None:
+    side = Memory(make(0, {"a": ((100,), "U8")}))
+    source, found = held_of(side, memory=0)
+    a = side.index.tensors["a"]
+    source.read_into(a.shard, a.start, memoryview(bytearray(100)))
+    assert found == {"a": bytes_of(side.tensors["a"])}
