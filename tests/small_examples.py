@@ -31,3 +31,10 @@ def cut(name: str, directory: Path) -> Path:
     (target / "config.json").write_text(json.dumps(config))
     shutil.copy(EXAMPLES / name / "tokenizer.json", target)
     return target
+
+
+def cut_all(directory: Path) -> Path:
+    """Writes all example models, cut down, and returns the directory."""
+    for name in ("derived", "base", "independent"):
+        cut(name, directory)
+    return directory

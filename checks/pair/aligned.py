@@ -135,18 +135,6 @@ def common_frame(
     return CommonFrame(sides, (basis.a, basis.b), columns, transform, int(used.sum()))
 
 
-def align(
-    candidate: CanonicalModel,
-    reference: CanonicalModel,
-    ids: tuple[Sequence[int], Sequence[int]],
-    layer_map: Mapping[int, int],
-    seed: int = 0,
-) -> Aligned | None:
-    """`align_in` the frame that `common_frame` finds; None without one. Raises as both."""
-    frame = common_frame(candidate, reference, ids, seed)
-    return None if frame is None else align_in(frame, layer_map)
-
-
 def align_in(frame: CommonFrame, layer_map: Mapping[int, int]) -> Aligned:
     """Unbiased CKA of mapped layers in a common frame (T3).
 

@@ -52,12 +52,12 @@ class LayerSweep:
     ) -> None:
         self._sides = sides
         self._visitors = visitors
-        self._stops = _stops(sides, models) if visitors else []
+        self._stops = _stops(sides, models)
         self._place = 0
         self._awaited: set[tuple[int, str]] = set()
         self._lock = threading.Lock()
         for side in sides:
-            side.held.limit = limit if visitors else 0
+            side.held.limit = limit
 
     def source(self, side: int, source: ByteSource, streamed: Collection[str]) -> ByteSource:
         """The source of one side for the pass. `streamed`: stored names of the tensors that it will read."""

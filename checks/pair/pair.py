@@ -63,8 +63,8 @@ class Pair:
         self._tests_neurons = tests_neurons
         self._takes_fingerprints = takes_fingerprints
         self._layer_visitors = layer_visitors
-        self._is_swept = False
-        self._pending: LayerSweep | None = None  # made, and not begun
+        self._is_sweep_made = False
+        self._untaken_sweep: LayerSweep | None = None
         self._store = store
         self.initial = initial
         self._reading = reading
@@ -220,9 +220,7 @@ class Pair:
         how: dict[str, Any] = {"with_neurons": self._tests_neurons, "store": self._store}
         if plan is not None:
             return compare_part(ours, theirs, plan, self._device(), **how)
-        if not self._is_swept:
-            self._pending = self._new_sweep()
-        sweep = None if self._pending is None else self._taken_sweep()
+        sweep = self._taken_sweep()
         found = compare(ours, theirs, self._device(), **how, with_fingerprints=self._takes_fingerprints, sweep=sweep)
         if sweep is not None:
             sweep.finish()
@@ -245,32 +243,32 @@ class Pair:
 
     def _sweep_layers(self) -> None:
         """Let all visitors see every layer before the first of them is asked: in the one pass, where there is one."""
-        if not self._is_swept:
-            self._pending = self._new_sweep()
-        if self._pending is None:
+        if self._sweep is None:
             return
-        if self.plan is not None:
-            self._taken_sweep().finish()
-        else:
+        if self.plan is None:
             # Whoever needs the comparison hears why there is none.
             with suppress(CheckpointUnavailable):
                 self.comparison()
-            self._pending = None
+        elif (sweep := self._taken_sweep()) is not None:
+            sweep.finish()
 
-    def _taken_sweep(self) -> LayerSweep:
-        sweep, self._pending = self._pending, None
-        assert sweep is not None
+    @property
+    def _sweep(self) -> LayerSweep | None:
+        """The sweep over all layers, until somebody takes it; None if nobody wants any, and while it is made."""
+        if not self._is_sweep_made:
+            self._is_sweep_made = True
+            try:
+                visitors = self._layer_visitors(self)
+                sides = self.candidate.checkpoint, self.reference.checkpoint
+                self._untaken_sweep = LayerSweep(sides, self.canonical, visitors) if visitors else None
+            except CheckpointUnavailable:
+                pass  # whoever wants the layers hears why there are none
+        return self._untaken_sweep
+
+    def _taken_sweep(self) -> LayerSweep | None:
+        """The sweep, for the one who makes it: it is made once."""
+        sweep, self._untaken_sweep = self._sweep, None
         return sweep
-
-    def _new_sweep(self) -> LayerSweep | None:
-        """A sweep over all layers; None if nobody wants any."""
-        self._is_swept = True
-        try:
-            visitors = self._layer_visitors(self)
-            sides = self.candidate.checkpoint, self.reference.checkpoint
-            return LayerSweep(sides, self.canonical, visitors) if visitors else None
-        except CheckpointUnavailable:
-            return None  # whoever wants the layers hears why there are none
 
     def _same_failure(self, name: str, get: Callable[[], Measured]) -> Measured:
         """What `get` returns; once it failed, the same failure, without trying again."""

@@ -13,7 +13,7 @@ from checks.checkpoint.checkpoint import Checkpoint
 from checks.checkpoint.errors import CheckpointUnavailable
 from checks.evidence.record import CONTRADICTS, SUPPORTS, Evidence
 from checks.pair import measures
-from checks.pair.aligned import align
+from checks.pair.aligned import Aligned, align_in, common_frame
 from checks.pair.mlp_pairs import map_layers
 from checks.pair.mlp_samples import sample_mlps
 from checks.pair.pair import Pair
@@ -23,6 +23,12 @@ from tests.zoo.weights import EMBEDDING, Weights
 
 Open = Callable[[Path, Path], Pair]
 Judged = Callable[[str, Pair], Evidence]
+Ids = tuple[list[int], list[int]]
+
+
+def align(candidate: CanonicalModel, reference: CanonicalModel, ids: Ids, layer_map: dict[int, int]) -> Aligned | None:
+    frame = common_frame(candidate, reference, ids)
+    return None if frame is None else align_in(frame, layer_map)
 
 
 @pytest.mark.parametrize(

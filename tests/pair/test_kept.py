@@ -26,7 +26,7 @@ from checks.pair.pair import Pair
 from checks.pair.reading import Reading
 from checks.statistics.block_matching import MatchingTest
 from tests.kept_results import kept_results
-from tests.small_examples import cut
+from tests.small_examples import cut_all
 
 KEPT = sorted(one.__name__ for one in kept_module._KEPT if one.__module__ == measures.__name__)
 calls: list[str] = []
@@ -75,10 +75,7 @@ def same(value: str, _: Pair) -> str:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example models, cut down."""
-    directory = tmp_path_factory.mktemp("models")
-    for name in ("derived", "base", "independent"):
-        cut(name, directory)
-    return directory
+    return cut_all(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(autouse=True)

@@ -31,7 +31,7 @@ from checks.streaming import holding as holding_module
 from checks.streaming import stream
 from tests.pair.counting import CountingPages
 from tests.pair.random_tensors import mixtral, normal
-from tests.small_examples import cut
+from tests.small_examples import cut, cut_all
 
 Measure = Callable[[Pair], Any]
 # All that wants something of every layer.
@@ -63,10 +63,7 @@ def qwen2_moe(seed: int, experts: int) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("models")
-    for name in ("derived", "base", "independent"):
-        cut(name, directory)
-    return directory
+    return cut_all(tmp_path_factory.mktemp("models"))
 
 
 def pair_of(candidate: Path, reference: Path, sweeps: bool = True, **how: Any) -> tuple[Pair, list[CountingPages]]:

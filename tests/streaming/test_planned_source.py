@@ -4,6 +4,7 @@ import json
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,16 @@ from hypothesis import strategies as st
 
 from checks.checkpoint.errors import CheckpointUnavailable
 from checks.checkpoint.hub import HubSource, read_hub_index
-from checks.checkpoint.index import CheckpointIndex, Shard, TensorInfo
 from checks.checkpoint.roles import role_of
-from checks.streaming.planned_source import NotPlanned, PlannedSource, planned_source
+from checks.streaming.planned_source import NotPlanned, planned_source
 from checks.streaming.read_plan import SAMPLE, ReadRequest, TensorRead, byte_ranges
 from checks.streaming.reader import DirectSource, PageBuffer, PageSource, TensorReader
 from checks.streaming.sampling import Side, plan_reads
+from tests.streaming.planned import bytes_index, read
 
 SIZE = 40_000
 CONTENT = np.random.default_rng(0).integers(0, 256, SIZE, np.uint8).tobytes()
+index_of = partial(bytes_index, SIZE)
 
 
 class Counting:
@@ -39,18 +41,6 @@ class Counting:
             raise CheckpointUnavailable("the hub is down")
         self.reads.append((start, start + buffer.nbytes))
         buffer[:] = CONTENT[start : start + buffer.nbytes]
-
-
-def index_of(**tensors: tuple[int, int]) -> CheckpointIndex:
-    """Tensors of one byte for each element, by start and stop."""
-    found = {name: TensorInfo(name, "U8", (b - a,), "s", a, b) for name, (a, b) in tensors.items()}
-    return CheckpointIndex("memory", {"s": Shard("s", SIZE)}, found)
-
-
-def read(source: PlannedSource, start: int, stop: int) -> bytes:
-    buffer = bytearray(stop - start)
-    source.read_into("s", start, memoryview(buffer))
-    return bytes(buffer)
 
 
 INDEX = index_of(a=(100, 1100), b=(1100, 2100), c=(5000, 9000), d=(9000, 9500))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,13 @@ from checks.checkpoint.hub import HubSource, read_hub_index
 from checks.checkpoint.hub_failures import FileMissing, Patience
 from checks.checkpoint.index import CheckpointIndex, Shard, TensorInfo
 from checks.streaming import planned_source as planned_source_module
-from checks.streaming.planned_source import REQUESTS, NotPlanned, PlannedSource, planned_source
+from checks.streaming.planned_source import REQUESTS, NotPlanned, planned_source
 from checks.streaming.read_plan import LARGEST_RANGE, TensorRead
+from tests.streaming.planned import bytes_index, read
 
 SIZE = 4 << 20
 CONTENT = np.random.default_rng(0).integers(0, 256, SIZE, np.uint8).tobytes()
+index_of = partial(bytes_index, SIZE)
 ROW, STEP = 100, 5000  # bytes of a row that is read, and from one to the next
 
 
@@ -57,18 +60,6 @@ class Upstream:
                 self._active -= 1
         with self._lock:
             self.done.append((start, start + buffer.nbytes))
-
-
-def index_of(**tensors: tuple[int, int]) -> CheckpointIndex:
-    """Tensors of one byte for each element, by start and stop."""
-    found = {name: TensorInfo(name, "U8", (b - a,), "s", a, b) for name, (a, b) in tensors.items()}
-    return CheckpointIndex("memory", {"s": Shard("s", SIZE)}, found)
-
-
-def read(source: PlannedSource, start: int, stop: int) -> bytes:
-    buffer = bytearray(stop - start)
-    source.read_into("s", start, memoryview(buffer))
-    return bytes(buffer)
 
 
 def rows_of(count: int, first: int = 0) -> list[tuple[int, int]]:
